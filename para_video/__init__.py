@@ -1,0 +1,1 @@
+"""Read robot actions off video models: pixel-aligned robot actions (PARA)."""
