@@ -76,9 +76,18 @@ class Policy(Protocol):
 
 
 class Env(Protocol):
-    """A simulated robot. Rendering happens in `observe` alone, so that steps without a decision cost no frame."""
+    """A simulated robot. Rendering happens in `observe` alone, so that steps without a decision cost no frame.
 
-    def reset(self, seed: int) -> Observation: ...
+    `camera` is the one of the view "main"; `position` (3,) the gripper point in world metres, float64, without a frame.
+    """
+
+    @property
+    def camera(self) -> Camera: ...
+
+    @property
+    def position(self) -> np.ndarray: ...
+
+    def reset(self, seed: int) -> None: ...
 
     def observe(self) -> Observation: ...
 

@@ -1,0 +1,305 @@
+"""Meta-World (v3) behind the Env protocol: one Sawyer arm on a table, fifty tasks, a scripted expert for each.
+
+Meta-World resets from global random state, keeps stale scenes in its first frames and stops its own episodes; what is
+done about each of these is said where it happens. Physics needs no OpenGL: a renderer is made at the first `observe`.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes.util
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from para_video.camera import Camera, orbit
+from para_video.policy import Observation, StepResult, View
+
+if sys.platform.startswith("linux"):
+    # MuJoCo picks its OpenGL at import and fails there without a library, even where only physics is wanted.
+    os.environ.setdefault(
+        "MUJOCO_GL", next((gl for gl, name in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(name)), "disabled")
+    )
+
+try:
+    import mujoco
+    from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+    from gymnasium.spaces import Box, Space
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    from metaworld.policies import ENV_POLICY_MAP
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("Meta-World is not installed: pip install -e '.[sim]'", name=missing.name) from missing
+
+TASKS: tuple[str, ...] = tuple(sorted(ALL_V3_ENVIRONMENTS))
+"""The names of the fifty tasks."""
+
+_FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos")
+_PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+@dataclass(frozen=True)
+class CameraPlacement:
+    """A camera on a sphere around a point, by MuJoCo's angles.
+
+    Args:
+        azimuth_deg: direction of view in the ground plane, anticlockwise from +x. elevation_deg: of the view direction;
+            negative looks down. distance_m: from camera to target. target: (x, y, z) metres, world frame.
+        fovy_deg: vertical field of view.
+    """
+
+    azimuth_deg: float = 135.0
+    elevation_deg: float = -40.0
+    distance_m: float = 1.15
+    target: tuple[float, float, float] = (0.0, 0.65, 0.08)
+    fovy_deg: float = 45.0
+
+    def camera(self, size: int) -> Camera:
+        """The calibrated camera of a square image of `size` pixels, float32."""
+        pose = orbit(self.azimuth_deg, self.elevation_deg, self.distance_m, self.target)
+        return Camera.from_fov(self.fovy_deg, (size, size), pose).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class MetaWorldState:
+    """Everything that decides what happens next: physics, what the reset moved in the model, and Meta-World's own attributes."""
+
+    physics: np.ndarray
+    model: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Any]
+    raw: np.ndarray
+
+
+class MetaWorldEnv:
+    """One Meta-World task seen by one camera.
+
+    The gripper point is the middle of the two fingertips. A command is (dx, dy, dz, effort), each in [-1, 1]: a move of
+    the commanded hand by up to 1 cm an axis, and a gripper effort, -1 opening and 1 closing. Episodes do not end by
+    themselves: Meta-World's limit of 500 steps is lifted, and the horizon is the rollout's.
+
+    Args:
+        task: one of `TASKS`, such as "pick-place-v3".
+        camera: where the camera stands.
+        size: height and width of the frames in pixels.
+        shadows: render shadows and reflections.
+        widen: factor on the ranges of object and goal positions, about their centres. A widened range is cut at the box
+            that the hand can reach, and never goes below the lowest height of the original range (the table).
+
+    Raises:
+        ValueError: an unknown task, or `widen` that is not positive.
+    """
+
+    def __init__(
+        self, task: str, *, camera: CameraPlacement = CameraPlacement(), size: int = 128, shadows: bool = False, widen: float = 1.0
+    ) -> None:
+        if task not in ALL_V3_ENVIRONMENTS:
+            close = difflib.get_close_matches(task, TASKS, n=4, cutoff=0.4) or TASKS
+            raise ValueError(f"unknown Meta-World task {task!r}; close matches: {', '.join(close)}")
+        if not widen > 0:
+            raise ValueError(f"widen must be positive, got {widen}; 1 keeps Meta-World's own ranges")
+        self.task, self.placement, self.size, self.shadows, self.widen = task, camera, size, shadows, widen
+        self.camera = camera.camera(size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
+            self._env = _observable(ALL_V3_ENVIRONMENTS[task])
+        self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
+        self._expert = ENV_POLICY_MAP[task]()
+        self._renderer: mujoco.Renderer | None = None
+        self._raw = np.zeros(39)
+
+    def __enter__(self) -> MetaWorldEnv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything about this simulator that changes a recorded byte, as JSON values."""
+        return {
+            "simulator": "metaworld",
+            "task": self.task,
+            "camera": asdict(self.placement),
+            "size": self.size,
+            "shadows": self.shadows,
+            "widen": self.widen,
+            "metaworld": version("metaworld"),
+            "mujoco": version("mujoco"),
+        }
+
+    # ---------------------------------------------------------------- the Env protocol
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of a seed: the same seed gives the same bytes whatever ran before."""
+        self._env.seeded_rand_vec, self._env._freeze_rand_vec = True, False  # else resets draw from numpy's global state
+        self._env.seed(seed)
+        self._raw, _ = self._env.reset()
+        mujoco.mj_forward(self._env.model, self._env.data)  # else the first frame shows the goal where it last was
+
+    def observe(self) -> Observation:
+        """Render the current state: one view "main", clip (1, 3, H, W)."""
+        frame = torch.from_numpy(self.render()).permute(2, 0, 1)[None].float() / 255
+        return Observation(
+            views={"main": View(clip=frame, camera=self.camera)},
+            end_effector=self.end_effector,
+            gripper_opening=self.gripper_opening,
+            instruction=self.task.removesuffix("-v3").replace("-", " "),
+        )
+
+    def step(self, command: np.ndarray) -> StepResult:
+        """One control step (12.5 ms). command: (4,), clipped to [-1, 1]."""
+        self._raw, _, _, _, info = self._env.step(np.clip(command, -1, 1).astype(np.float32))
+        self._env.curr_path_length = 0  # Meta-World refuses steps after its limit of 500
+        return StepResult(success=bool(info["success"]), ended=bool(self._env._did_see_sim_exception))
+
+    def save_state(self) -> MetaWorldState:
+        """A copy of the present; see `restore_state`."""
+        model, data = self._env.model, self._env.data
+        physics = np.empty(mujoco.mj_stateSize(model, _PHYSICS))
+        mujoco.mj_getState(model, data, physics, _PHYSICS)
+        moved = {name: getattr(model, name).copy() for name in _FIELDS_MOVED_BY_RESET}
+        return MetaWorldState(physics, moved, _attributes(self._env), self._raw.copy())
+
+    def restore_state(self, state: MetaWorldState) -> None:
+        """Return to a saved present of this env: the same commands then give the same bytes."""
+        model, data = self._env.model, self._env.data
+        for name, value in state.model.items():
+            getattr(model, name)[:] = value
+        mujoco.mj_setState(model, data, state.physics, _PHYSICS)
+        mujoco.mj_forward(model, data)
+        mujoco.mj_setState(model, data, state.physics, _PHYSICS)  # mj_forward moved the solver's warm start
+        for name in vars(self._env).keys() - state.attributes.keys():
+            if not isinstance(getattr(self._env, name), _SHARED):
+                delattr(self._env, name)
+        for name, value in state.attributes.items():
+            setattr(self._env, name, _copied(value))
+        self._raw = state.raw.copy()
+
+    def close(self) -> None:
+        """Free the renderer; the env stays usable and makes a new one when asked for a frame."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # ---------------------------------------------------------------- the robot, without a frame
+
+    @property
+    def position(self) -> np.ndarray:
+        """(3,) the gripper point, world metres, float64."""
+        return self._env.tcp_center.copy()
+
+    @property
+    def end_effector(self) -> Tensor:
+        """(4, 4) world_T_gripper, float32: the gripper point, turned like the hand."""
+        pose = torch.eye(4)
+        pose[:3, :3] = torch.from_numpy(self._env.data.body("hand").xmat.reshape(3, 3).copy())
+        pose[:3, 3] = torch.from_numpy(self.position)
+        return pose
+
+    @property
+    def gripper_opening(self) -> float:
+        """In [0, 1], 0 closed, 1 open."""
+        return float(np.clip(self._raw[3], 0, 1))
+
+    def expert_action(self) -> np.ndarray:
+        """(4,) the command of Meta-World's scripted expert in the current state, clipped to [-1, 1]."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the experts' gains saturate on purpose
+            return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """The current state as (H, W, 3) uint8.
+
+        Raises:
+            RuntimeError: no offscreen OpenGL on this machine.
+        """
+        renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
+        renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            renderer.scene.flags[flag] = self.shadows
+        return renderer.render().copy()
+
+
+class MetaWorldServo:
+    """Proportional control of the gripper point: the command is gain x (target - position), clipped to [-1, 1].
+
+    Args:
+        gain: command per metre of error; at 25 an error of 4 cm asks for the full 1 cm step.
+    """
+
+    def __init__(self, gain: float = 25.0) -> None:
+        self.gain = gain
+
+    def command(self, target: np.ndarray, gripper: float, position: np.ndarray) -> np.ndarray:
+        """target (3,) and position (3,) world metres, gripper in [-1, 1] -> command (4,) float32 in [-1, 1]."""
+        return np.clip(np.append(self.gain * (target - position), gripper), -1, 1).astype(np.float32)
+
+
+# -------------------------------------------------------------------- inside Meta-World
+
+_SHARED = (mujoco.MjModel, mujoco.MjData, MujocoRenderer, Space)
+"""Attributes that a saved state leaves where they are."""
+
+
+def _observable(task_class: type) -> Any:
+    """A task with the goal in the expert's observation, not tied to one of the benchmark's fixed variations."""
+    env = task_class()
+    env._partially_observable = False
+    env.__dict__.pop("sawyer_observation_space", None)  # cached while the goal was still hidden
+    env._set_task_called = True
+    return env
+
+
+def _widened(space: Box, factor: float, reach_low: np.ndarray, reach_high: np.ndarray) -> Box:
+    """Scale a random-reset space (n points of x, y, z) about its centre; see `MetaWorldEnv`."""
+    if factor == 1:
+        return space
+    low, high = space.low.reshape(-1, 3), space.high.reshape(-1, 3)
+    centre, half = (low + high) / 2, factor * (high - low) / 2
+    lowest = np.column_stack([np.tile(reach_low[:2], (len(low), 1)), low[:, 2]])
+    # Handles and buttons may stand beyond the hand's own reach: the original range stays allowed.
+    wide_low = np.maximum(centre - half, np.minimum(low, lowest))
+    wide_high = np.minimum(centre + half, np.maximum(high, reach_high))
+    return Box(wide_low.ravel(), wide_high.ravel(), dtype=np.float64)
+
+
+def _attributes(env: Any) -> dict[str, Any]:
+    return {name: _copied(value) for name, value in vars(env).items() if not isinstance(value, _SHARED)}
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy, except of views into the simulation: Meta-World keeps some, and they have to stay live."""
+    base = value
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return value if isinstance(value, np.ndarray) and base is not None else copy.deepcopy(value)
+
+
+def _renderer(model: mujoco.MjModel, fovy_deg: float, size: int, shadows: bool) -> mujoco.Renderer:
+    model.vis.global_.fovy = fovy_deg
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, size)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, size)
+    model.vis.quality.offsamples = 4 if shadows else 0
+    try:
+        return mujoco.Renderer(model, size, size)
+    except (AttributeError, ImportError, RuntimeError) as error:
+        raise RuntimeError(
+            f"no offscreen OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}): install Debian's libegl1, or libosmesa6 and "
+            "set MUJOCO_GL=osmesa"
+        ) from error
+
+
+def _free_camera(placement: CameraPlacement) -> mujoco.MjvCamera:
+    camera = mujoco.MjvCamera()
+    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+    camera.azimuth, camera.elevation, camera.distance = placement.azimuth_deg, placement.elevation_deg, placement.distance_m
+    camera.lookat[:] = placement.target
+    return camera
