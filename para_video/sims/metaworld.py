@@ -27,7 +27,8 @@ from para_video.policy import Observation, StepResult, View
 if sys.platform.startswith("linux"):
     # MuJoCo picks its OpenGL at import and fails there without a library, even where only physics is wanted.
     os.environ.setdefault(
-        "MUJOCO_GL", next((gl for gl, name in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(name)), "disabled")
+        "MUJOCO_GL",
+        next((gl for gl, name in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(name)), "disabled"),
     )
 
 try:
@@ -98,7 +99,13 @@ class MetaWorldEnv:
     """
 
     def __init__(
-        self, task: str, *, camera: CameraPlacement = CameraPlacement(), size: int = 128, shadows: bool = False, widen: float = 1.0
+        self,
+        task: str,
+        *,
+        camera: CameraPlacement = CameraPlacement(),
+        size: int = 128,
+        shadows: bool = False,
+        widen: float = 1.0,
     ) -> None:
         if task not in ALL_V3_ENVIRONMENTS:
             close = difflib.get_close_matches(task, TASKS, n=4, cutoff=0.4) or TASKS
@@ -110,7 +117,9 @@ class MetaWorldEnv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
             self._env = _observable(ALL_V3_ENVIRONMENTS[task])
-        self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
+        self._env._random_reset_space = _widened(
+            self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high
+        )
         self._expert = ENV_POLICY_MAP[task]()
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
@@ -221,7 +230,9 @@ class MetaWorldEnv:
         Raises:
             RuntimeError: no offscreen OpenGL on this machine.
         """
-        renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
+        renderer = self._renderer = self._renderer or _renderer(
+            self._env.model, self.placement.fovy_deg, self.size, self.shadows
+        )
         renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = self.shadows

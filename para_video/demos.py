@@ -1,0 +1,300 @@
+"""Demonstrations: record them from a scripted expert, keep them on disk, choose a few of them.
+
+A demo set is a folder: `demos.json` (what the set is, and one entry per demo) beside one safetensors file per demo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from para_video.camera import Camera
+from para_video.policy import Env
+
+FORMAT = 1
+"""Version of the files; a set of another version is not read."""
+
+EVALUATION_SEED = 100_000
+"""Evaluation seeds start here; demonstrations stay below, so the two never meet."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration of n steps; row k is the state before command k.
+
+    Args:
+        frames: (n, H, W, 3) uint8.
+        positions: (n, 3) float32 gripper point, world metres.
+        rotations: (n, 3, 3) float32 world_R_gripper.
+        openings: (n,) float32 gripper opening in [0, 1], 0 closed.
+        gripper: (n,) float32 gripper command of the expert in [-1, 1], -1 opens, 1 closes.
+        camera: unbatched; the one that saw the frames.
+        task: what is being done. seed: of the episode.
+    """
+
+    frames: np.ndarray
+    positions: np.ndarray
+    rotations: np.ndarray
+    openings: np.ndarray
+    gripper: np.ndarray
+    camera: Camera
+    task: str
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class DemoSet:
+    """Demonstrations and the seeds whose expert failed; settings say what the set is, as JSON values."""
+
+    demos: tuple[Demo, ...]
+    discarded: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.demos)
+
+
+class RecordableEnv(Env, Protocol):
+    """An Env with a scripted expert, and frames as they are stored."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def gripper_opening(self) -> float: ...
+
+    @property
+    def end_effector(self) -> torch.Tensor: ...
+
+    def render(self) -> np.ndarray: ...
+
+    def expert_action(self) -> np.ndarray: ...
+
+
+# -------------------------------------------------------------------- recording
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to record.
+
+    Args:
+        count: successful demonstrations wanted.
+        first_seed: the seeds follow each other from here.
+        noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
+            command); the expert corrects itself, so that recovery is demonstrated too.
+        tail: steps recorded after the first success.
+        limit: steps after which the expert counts as failed.
+    """
+
+    count: int
+    first_seed: int = 0
+    noise: float = 0.0
+    tail: int = 10
+    limit: int = 500
+
+
+def record_demo(env: RecordableEnv, seed: int, plan: Plan) -> Demo | None:
+    """Let the expert act from the start of an episode; None where it did not succeed."""
+    rng = np.random.default_rng((seed, 0))
+    env.reset(seed)
+    rows: list[tuple[np.ndarray, ...]] = []
+    stop, succeeded = plan.limit, False
+    while len(rows) < stop:
+        command = env.expert_action()
+        pose = env.end_effector.numpy()
+        rows.append((env.render(), pose[:3, 3], pose[:3, :3], np.float32(env.gripper_opening), np.float32(command[3])))
+        command[:3] += plan.noise * rng.standard_normal(3)
+        if env.step(command).success and not succeeded:
+            succeeded, stop = True, len(rows) + plan.tail
+    if not succeeded:
+        return None
+    frames, positions, rotations, openings, gripper = (np.stack(column) for column in zip(*rows, strict=True))
+    return Demo(frames, positions, rotations, openings, gripper, env.camera, env.task, seed)
+
+
+def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, bool], None] | None = None) -> DemoSet:
+    """Record until `plan.count` demonstrations succeeded; failed seeds are discarded and listed.
+
+    Args:
+        on_episode: called with (seed, succeeded) after each episode, for a progress bar.
+
+    Raises:
+        ValueError: the seeds would run into the evaluation seeds.
+        RuntimeError: the expert fails nearly always.
+    """
+    demos: list[Demo] = []
+    discarded: list[int] = []
+    seed = plan.first_seed
+    while len(demos) < plan.count:
+        if not 0 <= seed < EVALUATION_SEED:
+            raise ValueError(f"demo seed {seed} is outside [0, {EVALUATION_SEED}): choose a lower first_seed")
+        demo = record_demo(env, seed, plan)
+        if demo is None:
+            discarded.append(seed)
+        else:
+            demos.append(demo)
+        if on_episode is not None:
+            on_episode(seed, demo is not None)
+        if len(discarded) > 10 + 4 * plan.count:
+            raise RuntimeError(
+                f"the expert of {env.task} failed on {len(discarded)} of {len(discarded) + len(demos)} seeds with noise "
+                f"{plan.noise} and a limit of {plan.limit} steps; lower the noise or raise the limit"
+            )
+        seed += 1
+    return DemoSet(tuple(demos), tuple(discarded), {**env.settings, **asdict(plan)})
+
+
+def cached_demos(
+    env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, bool], None] | None = None, cache: Path | None = None
+) -> DemoSet:
+    """As `record_demos`, kept on disk under a key of everything that changes a byte.
+
+    Args:
+        cache: default `cache_folder()`.
+    """
+    what = json.dumps({"format": FORMAT, **env.settings, **asdict(plan)}, sort_keys=True)
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    folder = (cache or cache_folder()) / f"{env.task}-{plan.count}-{key}"
+    if not folder.exists():
+        save_demos(record_demos(env, plan, on_episode=on_episode), folder)
+    return load_demos(folder)
+
+
+def cache_folder() -> Path:
+    """Where recorded demonstrations are kept: $PARA_VIDEO_CACHE/demos, else ~/.cache/para_video/demos."""
+    root = os.environ.get("PARA_VIDEO_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "para_video") / "demos"
+
+
+# -------------------------------------------------------------------- disk
+
+
+def save_demos(demos: DemoSet, folder: Path) -> None:
+    """Write a demo set; the folder appears complete or not at all.
+
+    Raises:
+        FileExistsError: there is such a folder already.
+        ValueError: a demo that `load_demos` would refuse.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        entries = []
+        for index, demo in enumerate(demos.demos):
+            name = f"demo_{index:04d}.safetensors"
+            _check(demo, folder / name)
+            content = save_tensors(_arrays(demo))
+            (partial / name).write_bytes(content)
+            entries.append({"file": name, "task": demo.task, "seed": demo.seed, "sha256": hashlib.sha256(content).hexdigest()})
+        summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
+        (partial / "demos.json").write_text(json.dumps(summary, indent=1))
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process may have finished the same set first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load_demos(folder: Path) -> DemoSet:
+    """Read a demo set: one of the cache's, or your own written by `save_demos`.
+
+    Raises:
+        FileNotFoundError: no demo set there, or one of its files is missing.
+        ValueError: a file is damaged or from another version, or a demo is inconsistent.
+    """
+    index = folder / "demos.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
+    try:
+        summary = json.loads(index.read_text())
+        found, entries = summary["format"], summary["demos"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged ({error!r}); {_REMEDY}") from error
+    if found != FORMAT:
+        raise ValueError(f"{index} has format {found}, this version reads {FORMAT}; {_REMEDY}")
+    demos = tuple(_load_demo(folder, entry) for entry in entries)
+    return DemoSet(demos, tuple(summary["discarded"]), summary["settings"])
+
+
+def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> DemoSet:
+    """The first `count` demonstrations, or `count` at random where a seed is given.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if not 0 < count <= len(demos):
+        raise ValueError(f"asked for {count} demonstrations of a set of {len(demos)}; ask for 1 to {len(demos)} or record more")
+    chosen: Sequence[int] = range(count)
+    if seed is not None:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(demos))[:count]).tolist()
+    return DemoSet(tuple(demos.demos[i] for i in chosen), demos.discarded, demos.settings)
+
+
+_REMEDY = "remove the folder and record again"
+_ROWS = {"frames": (None, None, 3), "positions": (3,), "rotations": (3, 3), "openings": (), "gripper": ()}
+"""Shape of one step in each array of a demo; None is free."""
+
+
+def _arrays(demo: Demo) -> dict[str, np.ndarray]:
+    arrays = {name: np.ascontiguousarray(getattr(demo, name)) for name in _ROWS}
+    camera = {"intrinsics": demo.camera.intrinsics.numpy(), "world_T_camera": demo.camera.world_T_camera.numpy()}
+    return arrays | camera
+
+
+def _load_demo(folder: Path, entry: Mapping[str, Any]) -> Demo:
+    path = folder / str(entry["file"])
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is listed in demos.json and missing; {_REMEDY}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ValueError(f"{path} is damaged: {len(content)} bytes that do not match the checksum in demos.json; {_REMEDY}")
+    try:
+        arrays = load_tensors(content)
+        camera = Camera(torch.from_numpy(arrays.pop("intrinsics")), torch.from_numpy(arrays.pop("world_T_camera")))
+        demo = Demo(**arrays, camera=camera, task=entry["task"], seed=entry["seed"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a demo ({error}); {_REMEDY}") from error
+    _check(demo, path)
+    return demo
+
+
+def _check(demo: Demo, path: Path) -> None:
+    """Refuse arrays that do not belong together or are no numbers."""
+    for name, row in _ROWS.items():
+        array = getattr(demo, name)
+        shape_fits = array.ndim == 1 + len(row) and all(
+            want in (None, got) for want, got in zip(row, array.shape[1:], strict=True)
+        )
+        if not shape_fits or len(array) != len(demo) or len(demo) == 0:
+            wanted = (len(demo) or "n", *("H" if want is None else want for want in row))
+            raise ValueError(f"{path}: {name} has shape {array.shape}, wanted {wanted}; {_REMEDY}")
+        if array.dtype != (np.uint8 if name == "frames" else np.float32):
+            raise ValueError(f"{path}: {name} is {array.dtype}, wanted {'uint8' if name == 'frames' else 'float32'}; {_REMEDY}")
+        if not np.isfinite(array).all():
+            row_index = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise ValueError(f"{path}: {name} is not finite at step {row_index}: {array[row_index]}; {_REMEDY}")
