@@ -1,0 +1,35 @@
+"""Backbones by name. Modules are imported when asked for, so that one model family's packages are not needed by another."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from para_video.features import VideoBackbone
+
+CATALOGUE = {
+    "mini": "backbones.mini:MiniVideo",
+}
+
+
+def backbone_class(name: str) -> type[VideoBackbone]:
+    """The class behind a catalogue name or a "package.module:Class" string.
+
+    Raises:
+        ValueError: an unknown name, or an import string that leads to no VideoBackbone.
+    """
+    target = CATALOGUE.get(name, name)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        raise ValueError(f"unknown backbone {name!r}; choose from {sorted(CATALOGUE)} or 'package.module:Class'")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"backbone {name!r} cannot be imported: {error}; check the spelling of 'package.module:Class'") from error
+    if not (isinstance(found, type) and issubclass(found, VideoBackbone)):
+        raise ValueError(f"backbone {name!r} is no para_video.features.VideoBackbone")
+    return found
+
+
+def build_backbone(name: str, **options) -> VideoBackbone:
+    """A backbone from its catalogue name or import string, built with `options`."""
+    return backbone_class(name)(**options)

@@ -1,0 +1,118 @@
+"""The trainable policy: a backbone and an action head behind one interface, whatever the head."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from para_video.camera import Camera
+from para_video.features import VideoBackbone, VideoFeatures
+from para_video.policy import Actions, Observation
+from para_video.readout import Targets
+
+
+@dataclass(frozen=True)
+class RobotState:
+    """What every compared policy is told besides the images, for b clips, at the last observed frame.
+
+    Args:
+        camera: (b,). position: (b, 3) gripper point, world metres. rotation: (b, 3, 3) world_R_gripper.
+        opening: (b,) gripper opening in [0, 1].
+    """
+
+    camera: Camera
+    position: Tensor
+    rotation: Tensor
+    opening: Tensor
+
+    def pixel(self) -> Tensor:
+        """(b, 2) where the gripper point is seen."""
+        return self.camera.project(self.position[:, None])[0][:, 0]
+
+    def to(self, device: torch.device) -> RobotState:
+        return RobotState(self.camera.to(device), *(part.to(device) for part in (self.position, self.rotation, self.opening)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips (b, t, 3, H, W) float in [0, 1] of observed frames, what should be read off them, and the robot's state (None where
+    there is no robot)."""
+
+    clip: Tensor
+    targets: Targets
+    state: RobotState | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a head: times (t,) in frames after the last observed one, over images of size (H, W)."""
+
+    times: Tensor
+    size: tuple[int, int]
+
+
+class ActionHead(nn.Module, ABC):
+    """Reads actions off feature maps. Heads are compared on the same features and are told the same `RobotState`."""
+
+    @abstractmethod
+    def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses by name, each over what is labelled."""
+
+    @abstractmethod
+    def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
+        """Actions at the queried times, in float32."""
+
+
+class VideoPolicy(nn.Module):
+    """Backbone, then head. It is a `Policy`: `act` takes one observation.
+
+    Args:
+        backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at.
+        frozen: whether the backbone is left as it is in training.
+    """
+
+    def __init__(
+        self, backbone: VideoBackbone, head: ActionHead, times: tuple[float, ...], *, view: str = "main", frozen: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
+        backbone.requires_grad_(not frozen)
+
+    def _features(self, clip: Tensor) -> tuple[VideoFeatures, Query]:
+        horizon = max(0, math.ceil(max(self.times))) if self.backbone.spec.predicts else 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone.features(clip, horizon=horizon)
+        return features, Query(torch.tensor(self.times, device=clip.device), tuple(clip.shape[-2:]))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The head's losses on a batch."""
+        features, query = self._features(batch.clip)
+        return self.head.loss(features, query, batch)
+
+    @torch.no_grad()
+    def predict(self, clip: Tensor, state: RobotState) -> Actions:
+        """Actions for clips (b, t, 3, H, W) at `times`, under bf16 autocast with decoding in float32."""
+        with torch.autocast(clip.device.type, torch.bfloat16):
+            features, query = self._features(clip)
+            return self.head.predict(features, query, state)
+
+    def reset(self) -> None:
+        """Nothing is remembered between decisions."""
+
+    def act(self, observation: Observation) -> Actions:
+        """Actions (batch 1) for one observation.
+
+        Raises:
+            ValueError: the observation lacks the view.
+        """
+        if self.view not in observation.views:
+            raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
+        view, device = observation.views[self.view], next(self.parameters()).device
+        camera = view.camera[-1] if view.camera.batch_shape else view.camera
+        pose = observation.end_effector[None].float()
+        state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([observation.gripper_opening]).float())
+        return self.predict(view.clip[None].to(device), state.to(device))

@@ -1,0 +1,140 @@
+"""Training batches: chunks of demonstrations, with augmentation that keeps camera and labels exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from para_video.agent import Batch, RobotState
+from para_video.camera import Camera
+from para_video.demos import Demo
+from para_video.readout import Targets, matrix_from_euler
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of random changes, drawn once per clip.
+
+    Args:
+        roll_deg, turn_deg: the camera is rotated about its own centre: about the view axis, and sideways and up or down.
+        zoom: the focal length changes by up to this factor. All three warp the image by an exact homography.
+        gain, bias: standard deviations of a factor and an offset per colour channel. noise: of pixel noise.
+    """
+
+    roll_deg: float = 15.0
+    turn_deg: float = 4.0
+    zoom: float = 1.12
+    gain: float = 0.2
+    bias: float = 0.1
+    noise: float = 0.01
+
+
+def warp_images(images: Tensor, homography: Tensor) -> Tensor:
+    """Re-render images (b, c, H, W) through (b, 3, 3) homographies with old_pixel ~ H new_pixel; beyond the border the border is
+    repeated."""
+    h, w = images.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    pixels = torch.stack([columns, rows, torch.ones_like(rows)], -1).to(homography).view(1, -1, 3)
+    old = pixels @ homography.mT
+    old = old[..., :2] / old[..., 2:]
+    grid = (old + 0.5) * torch.tensor([2 / w, 2 / h]).to(old) - 1
+    return F.grid_sample(images, grid.view(-1, h, w, 2), padding_mode="border", align_corners=False)
+
+
+def random_camera_warp(camera: Camera, augmentation: Augmentation, generator: torch.Generator) -> tuple[Camera, Tensor]:
+    """Cameras (b,) turned and zoomed at random, and the homographies (b, 3, 3) from new to old pixels."""
+    b = camera.batch_shape[0]
+    draw = lambda *shape: torch.rand(*shape, generator=generator) * 2 - 1  # noqa: E731
+    angles = draw(b, 3) * torch.deg2rad(torch.tensor([augmentation.turn_deg, augmentation.turn_deg, augmentation.roll_deg]))
+    zoom = augmentation.zoom ** draw(b)
+    return camera.warped(zoom, matrix_from_euler(angles))
+
+
+def random_colours(clip: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Clips (b, t, 3, H, W) with random gain and bias per clip and channel, and pixel noise; within [0, 1]."""
+    b = len(clip)
+    gain = 1 + augmentation.gain * torch.randn(b, 1, 3, 1, 1, generator=generator)
+    bias = augmentation.bias * torch.randn(b, 1, 3, 1, 1, generator=generator)
+    noise = augmentation.noise * torch.randn(clip.shape, generator=generator)
+    return ((clip - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
+
+
+class DemoBatches(Dataset):
+    """Item i is the whole batch of training step i, the same bytes whenever it is asked for.
+
+    Args:
+        demos: to draw from. batch_size: clips. chunk: future targets. stride: control steps between frames and between targets.
+        context: observed frames. augmentation: None for none. seed, rank: of the draws; processes with different ranks draw
+            different clips.
+    """
+
+    def __init__(
+        self,
+        demos: Sequence[Demo],
+        *,
+        batch_size: int,
+        chunk: int,
+        stride: int,
+        context: int = 1,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        length: int = 2**31,
+    ) -> None:
+        if not demos:
+            raise ValueError("no demonstrations to train on; record at least one")
+        self.batch_size, self.stride, self.context, self.augmentation = batch_size, stride, context, augmentation
+        self.seed, self.rank, self.length = seed, rank, length
+        self.demos = list(demos)
+        self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(len(demo))]
+        self.past = stride * np.arange(1 - context, 1)
+        self.ahead = stride * np.arange(1, chunk + 1)
+        self.frames = [torch.from_numpy(demo.frames).permute(0, 3, 1, 2) for demo in self.demos]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step, self.rank))
+        batch = self.gather([self.steps[i] for i in rng.integers(len(self.steps), size=self.batch_size)])
+        if self.augmentation is None:
+            return batch
+        return augmented(batch, self.augmentation, torch.Generator().manual_seed(int(rng.integers(2**62))))
+
+    def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
+        """The batch of given (demo, step) pairs, unaugmented."""
+        clips, cameras, rows = [], [], []
+        for d, k in steps:
+            demo, last = self.demos[d], len(self.demos[d]) - 1
+            ahead = np.minimum(k + self.ahead, last)
+            clips.append(self.frames[d][np.maximum(k + self.past, 0)])
+            cameras.append(demo.camera)
+            # the command that moves towards a target is the one given on the way there
+            commands = demo.gripper[np.maximum(ahead - self.stride, 0)]
+            rows.append(
+                (demo.positions[ahead], demo.rotations[ahead], commands, demo.positions[k], demo.rotations[k], demo.openings[k])
+            )
+        positions, rotations, gripper, position, rotation, opening = (
+            torch.from_numpy(np.stack(column)).float() for column in zip(*rows, strict=True)
+        )
+        state = RobotState(Camera.stack(cameras), position, rotation, opening)
+        pixels, depth = state.camera.project(positions)
+        targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations)
+        return Batch(torch.stack(clips).float() / 255, targets, state)
+
+
+def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
+    """The batch seen by randomly turned and zoomed cameras in random colours; pixel labels follow exactly."""
+    camera, homography = random_camera_warp(batch.state.camera, augmentation, generator)
+    b, t = batch.clip.shape[:2]
+    clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
+    clip = random_colours(clip, augmentation, generator)
+    pixels, depth = camera.project(batch.targets.positions)
+    targets = replace(batch.targets, pixels=pixels, visible=depth > 0)
+    return Batch(clip, targets, replace(batch.state, camera=camera))

@@ -1,0 +1,176 @@
+"""The contract between feature extractors and heads.
+
+A backbone turns observed frames into `VideoFeatures`: one map per described time, past or predicted. Heads see nothing else, so
+image models, video encoders and video generators are interchangeable.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a backbone can do, declared before anything runs.
+
+    Args:
+        channels: of every map.
+        stride: image pixels per map cell, the same in x and y.
+        span: how many frames one map covers (tubelets and causal video autoencoders cover several).
+        predicts: whether maps of future frames can be asked for.
+        contexts: (fewest, most) observed frames.
+        max_horizon: most future frames; 0 where `predicts` is False.
+        size_multiple: image height and width must be multiples of it.
+        generative: whether `joint` gives a generative loss.
+    """
+
+    channels: int
+    stride: int
+    span: int
+    predicts: bool
+    contexts: tuple[int, int]
+    max_horizon: int
+    size_multiple: int
+    generative: bool = False
+
+    def check(self, video: Tensor, horizon: int) -> None:
+        """Raise ValueError, naming value, limit and remedy, unless video (b, t, 3, H, W) and horizon are allowed."""
+        if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
+            raise ValueError(f"video must be (b, t, 3, H, W) float in [0, 1], got {tuple(video.shape)} {video.dtype}")
+        low, high = self.contexts
+        if not low <= video.shape[1] <= high:
+            raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
+        if not 0 <= horizon <= self.max_horizon:
+            raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames")
+        if any(side % self.size_multiple for side in video.shape[-2:]):
+            raise ValueError(
+                f"image size {tuple(video.shape[-2:])} must be a multiple of {self.size_multiple}: resize or pad the frames"
+            )
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """Feature maps and the frames they describe.
+
+    Args:
+        maps: (b, s, c, h, w).
+        times: (s,) centre of the frames each map describes, in frames after the last observed one (<= 0: observed).
+        spans: (s, 2) first and last frame described.
+        image_to_map: (2, 3) affine from image pixels (x, y, 1) to fractional map cells (column, row).
+    """
+
+    maps: Tensor
+    times: Tensor
+    spans: Tensor
+    image_to_map: Tensor
+
+    def nearest(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The index (q,) of the map nearest to each queried time (q,), and the signed offset (q,) = query - map time.
+
+        No blending: two maps some frames apart blend into two ghosts. Ties go to the earlier map.
+        """
+        distance = (times[:, None] - self.times[None]).abs()
+        index = distance.argmin(-1)
+        return index, times - self.times[index]
+
+    def with_maps(self, maps: Tensor) -> VideoFeatures:
+        return replace(self, maps=maps)
+
+
+def stride_affine(stride: float, **like) -> Tensor:
+    """The image_to_map of a map whose cell (0, 0) covers the image's top-left stride x stride pixels."""
+    scale, shift = 1 / stride, 0.5 / stride - 0.5
+    return torch.tensor([[scale, 0.0, shift], [0.0, scale, shift]], **like)
+
+
+def sinusoid(values: Tensor, dim: int, longest: float = 64.0) -> Tensor:
+    """(...) values to (..., dim) sines and cosines with wavelengths from about 2 to `longest` (Vaswani et al. 2017)."""
+    wavelength = 2 * (longest / 2) ** (torch.arange(dim // 2, device=values.device) / max(dim // 2 - 1, 1))
+    phase = values[..., None] * (2 * math.pi / wavelength)
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+class VideoBackbone(nn.Module, ABC):
+    """A feature extractor. Subclasses set `spec` and implement `features`; generative ones also `joint`."""
+
+    spec: FeatureSpec
+
+    @abstractmethod
+    def features(
+        self, video: Tensor, *, horizon: int = 0, prompts: list[str] | None = None, generator: torch.Generator | None = None
+    ) -> VideoFeatures:
+        """Maps of the observed frames and of the next `horizon` frames.
+
+        Args:
+            video: (b, t, 3, H, W) float in [0, 1]; observed frames only, oldest first.
+            horizon: how many future frames to give maps of.
+            prompts: one text per batch element, for models that take text.
+            generator: for models whose features depend on noise.
+        """
+
+    def joint(
+        self, clip: Tensor, observed: int, *, prompts: list[str] | None = None, generator: torch.Generator | None = None
+    ) -> tuple[VideoFeatures, Tensor]:
+        """One forward for the read-out and the generative loss.
+
+        Args:
+            clip: (b, t, 3, H, W) float in [0, 1]: observed frames, then future ones.
+            observed: how many of the frames are observed.
+
+        Returns:
+            features equal to `features(clip[:, :observed], horizon=t - observed)`, which the future frames do not reach, and
+            the scalar generative loss.
+
+        Raises:
+            TypeError: the backbone is no generative model (`spec.generative` is False).
+        """
+        raise TypeError(f"{type(self).__name__} has no generative loss (spec.generative is False); train it with its head alone")
+
+
+class _Captured(Exception):
+    """Raised by the last tap of an early-stopped forward, caught in `capture`."""
+
+
+@contextmanager
+def capture(module: nn.Module, *names: str, stop: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of named submodules during the forwards inside the block.
+
+    Args:
+        module: the parent. names: dotted submodule names, such as "up_blocks.1". stop: end the forward once every name has
+            been seen; what comes later is not computed, and the forward's own output is lost.
+
+    Yields:
+        a dict that fills with name -> output (the first item where a module returns a tuple).
+
+    Raises:
+        ValueError: a name that is no submodule. The hooks are removed whatever happens.
+    """
+    known = dict(module.named_modules())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown tap {name!r}; {type(module).__name__} has {[k for k in known if k.count('.') < 2][1:40]}")
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str):
+        def record(_module, _inputs, output):
+            seen[name] = output[0] if isinstance(output, tuple) else output
+            if stop and len(seen) == len(names):
+                raise _Captured
+
+        return record
+
+    handles = [known[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        yield seen
+    except _Captured:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()

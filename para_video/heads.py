@@ -1,0 +1,248 @@
+"""The PARA head: per-frame heatmaps of the gripper from feature maps, with everything else read at the pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from para_video.agent import ActionHead, Batch, Query, RobotState
+from para_video.camera import Camera
+from para_video.features import VideoFeatures, sinusoid
+from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
+from para_video.policy import Actions
+from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
+
+OFFSET_DIM = 16
+
+
+@dataclass(frozen=True)
+class ActionMaps:
+    """What the head says of t times of b clips.
+
+    Args:
+        heat: (b, t, h, w) logits of the gripper's cell. outside: (b, t) logit of "not visible", in the same softmax.
+        embedding: (b, t, e, h', w') from which `read` takes its values at a pixel. context: (b, t, d), what it adds to them.
+        size: (H, W) of the image that the maps lie over.
+        head: the head that made them, for its pixel read-out.
+        volume: (b, t, z, h, w) joint logits, or None in the factorised form; then heat is its logsumexp over z.
+    """
+
+    heat: Tensor
+    outside: Tensor
+    embedding: Tensor
+    context: Tensor
+    size: tuple[int, int]
+    head: ParaHead
+    volume: Tensor | None = None
+
+    def read(self, pixels: Tensor) -> PixelLogits:
+        """What the head reads at pixels (b, t, 2); beyond the border the border is read."""
+        return self.head.read(self, pixels)
+
+
+class ParaHead(ActionHead):
+    """Reads heatmaps off feature maps.
+
+    Each queried time takes the nearest map and embeds the signed offset to it, so that one head serves predictive models (a map
+    per time) and image models (one map, the future in the offset). The heatmap has `grid` cells a side; the layers before it
+    work at half of that, and each of their cells gives four.
+
+    Args:
+        channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side.
+        hidden: channels of the layers. layers: 3x3 convolutions. condition: length of the
+            condition vector; the robot's is (1, gripper opening, gripper height in metres).
+        sigma_px: standard deviation of the target Gaussian in image pixels. jitter_px: in training, z, gripper and rotation are
+            read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        spec: ReadoutSpec,
+        *,
+        grid: int = 64,
+        hidden: int = 64,
+        layers: int = 2,
+        condition: int = 3,
+        sigma_px: float = 2.0,
+        jitter_px: float = 1.5,
+    ) -> None:
+        super().__init__()
+        if grid % 2 or grid < 4 or layers < 1:
+            raise ValueError(f"grid must be even and at least 4, layers at least 1; got {grid} and {layers}")
+        self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
+        self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
+        self.start = nn.Parameter(torch.randn(hidden) * 0.5)
+        self.context = nn.Sequential(nn.Linear(OFFSET_DIM + condition, 2 * hidden), nn.GELU())
+        self.film = nn.Linear(2 * hidden, 2 * hidden)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
+        self.heat = nn.Conv2d(hidden, 4 * (spec.z.count if spec.joint_volume else 1), 1)
+        self.outside = nn.Linear(hidden, 1)
+        self.norm = nn.LayerNorm(hidden)
+        outputs = (0 if spec.joint_volume else spec.z.count) + spec.gripper_bins + 3 * spec.rotation_bins
+        self.pixel = nn.Sequential(nn.Linear(3 * hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, outputs))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        features: VideoFeatures,
+        *,
+        times: Tensor,
+        size: tuple[int, int],
+        start: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> ActionMaps:
+        """Read times (t,), in frames after the last observed one, off the features of b clips.
+
+        Args:
+            size: (H, W) of the image. start: (b, 2) pixel of the gripper in the last observed frame, or None where it is not
+                known. condition: (b, condition) anything else the action depends on; None counts as zeros.
+
+        Raises:
+            ValueError: a condition of another length than the head was built for.
+        """
+        b, t = len(features.maps), len(times)
+        if condition is None:
+            condition = features.maps.new_zeros(b, self.condition)
+        if condition.shape != (b, self.condition):
+            raise ValueError(f"condition must be {(b, self.condition)}, got {tuple(condition.shape)}")
+        index, offset = features.nearest(times.to(features.times))
+        used, index = index.unique(return_inverse=True)
+        base = self._resample(features, used, size)
+        x = self.first(base.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
+        if start is not None:
+            x = x + (self._splat(start, size)[:, None, None] * self.start[:, None, None]).to(x.dtype)
+        known = torch.cat([sinusoid(offset, OFFSET_DIM).expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1)
+        context = self.context(known)
+        scale, shift = self.film(context)[..., None, None].chunk(2, 2)
+        x = F.gelu(x[:, index] * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        for layer in self.rest:
+            x = F.gelu(layer(x)) + x
+        heat = F.pixel_shuffle(self.heat(x), 2).unflatten(0, (b, t))
+        outside = self.outside(x.mean((2, 3))).view(b, t)
+        volume = heat if self.spec.joint_volume else None
+        heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
+        return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, size, self, volume)
+
+    def _resample(self, features: VideoFeatures, used: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (b, u, c, grid/2, grid/2) laid over the whole image, whatever crop or padding the backbone made."""
+        maps, side = features.maps[:, used], self.grid // 2
+        affine = features.image_to_map
+        step = torch.tensor([size[1] / side, size[0] / side]).to(affine)
+        same = maps.shape[-2:] == (side, side) and torch.allclose(affine[:, :2].diagonal() * step, torch.ones(2).to(affine))
+        if same and torch.allclose(affine[:, 2], 0.5 / step - 0.5):
+            return maps
+        axis = torch.arange(side, device=maps.device, dtype=affine.dtype)
+        rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+        pixels = (torch.stack([columns, rows], -1) + 0.5) * step - 0.5
+        cells = pixels @ affine[:, :2].mT + affine[:, 2]
+        return _sample(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
+
+    def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
+        """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
+        side = self.grid // 2
+        cell = pixels_to_cells(start, (side, side), size)
+        axis = torch.arange(side, device=start.device)
+        weight_x = (1 - (axis - cell[:, :1]).abs()).clamp_min(0)
+        weight_y = (1 - (axis - cell[:, 1:]).abs()).clamp_min(0)
+        return weight_y[:, :, None] * weight_x[:, None, :]
+
+    def read(self, maps: ActionMaps, pixels: Tensor) -> PixelLogits:
+        """See `ActionMaps.read`."""
+        cells = pixels_to_cells(pixels, maps.embedding.shape[-2:], maps.size)
+        with torch.autocast(cells.device.type, enabled=False):
+            picked = self.norm(_at_cells(maps.embedding, cells))
+            logits = self.pixel(torch.cat([picked, maps.context.float()], -1))
+        if maps.volume is not None:
+            h, w = maps.volume.shape[-2:]
+            cell = pixels_to_cells(pixels, (h, w), maps.size).round().long()
+            flat = cell[..., 1].clamp(0, h - 1) * w + cell[..., 0].clamp(0, w - 1)
+            z = maps.volume.flatten(-2).gather(-1, flat[..., None, None].expand(-1, -1, self.spec.z.count, 1))[..., 0]
+        else:
+            z, logits = logits[..., : self.spec.z.count], logits[..., self.spec.z.count :]
+        rotation = logits[..., self.spec.gripper_bins :].unflatten(-1, (3, -1)) if self.spec.rotation_bins else None
+        return PixelLogits(z, logits[..., : self.spec.gripper_bins], rotation)
+
+    # ---------------------------------------------------------------- the interface of heads
+
+    def _maps(self, features: VideoFeatures, query: Query, state: RobotState | None) -> ActionMaps:
+        if state is None:
+            return self(features, times=query.times, size=query.size)
+        known = torch.stack([torch.ones_like(state.opening), state.opening, state.position[:, 2]], -1)
+        return self(features, times=query.times, size=query.size, start=state.pixel(), condition=known)
+
+    def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
+        """See `ActionHead.loss`."""
+        maps = self._maps(features, query, batch.state)
+        return self.losses(maps, batch.targets, batch.state.camera if batch.state else None)
+
+    def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
+        """See `ActionHead.predict`."""
+        return Readout(self.spec).decode(self._maps(features, query, state), state.camera)
+
+    def losses(self, maps: ActionMaps, targets: Targets, camera: Camera | None) -> dict[str, Tensor]:
+        """Cross-entropies in nats of everything that is labelled, by name: heat, z, gripper, rotation.
+
+        Args:
+            maps: of b clips and t times. targets: see `Targets`. camera: (b,), needed where positions are given.
+        """
+        spec, grid = self.spec, (self.grid, self.grid)
+        goal = gaussian_targets(targets.pixels, targets.visible, grid, maps.size, self.sigma_px)
+        heat = torch.cat([maps.heat.flatten(-2), maps.outside[..., None]], -1)
+        if targets.positions is None:
+            return {"heat": masked_cross_entropy(heat, goal, targets.labelled)}
+        known = targets.visible & inside(targets.pixels, maps.size)
+        placed = _both(known, targets.position_mask)
+        goal_z = spec.z.targets(spec.z_of(targets.positions, camera))
+        pixels = targets.pixels + self.jitter_px * torch.randn_like(targets.pixels) if self.training else targets.pixels
+        read = self.read(maps, pixels)
+        if maps.volume is None:
+            losses = {"heat": masked_cross_entropy(heat, goal, targets.labelled), "z": masked_cross_entropy(read.z, goal_z, placed)}
+        else:
+            # one softmax over (z, h, w): entries without a position supervise its marginal, the heatmap
+            joint = torch.cat([maps.volume.flatten(-3), maps.outside[..., None]], -1)
+            goal_joint = torch.cat([rearrange(goal_z[..., None] * goal[..., None, :-1], "b t z n -> b t (z n)"), goal[..., -1:]], -1)
+            flat = masked_cross_entropy(heat, goal, _both(~placed, targets.labelled))
+            losses = {"heat": masked_cross_entropy(joint, goal_joint, placed) + flat}
+        if targets.gripper is not None:
+            goal_gripper = spec.gripper_targets(targets.gripper)
+            losses["gripper"] = masked_cross_entropy(read.gripper, goal_gripper, _both(known, targets.gripper_mask))
+        if targets.rotations is not None and read.rotation is not None:
+            goal_rotation = spec.angles.targets(spec.rotation_angles(targets.rotations))
+            mask = _both(known, targets.rotation_mask)[..., None].expand(goal_rotation.shape[:-1])
+            losses["rotation"] = masked_cross_entropy(read.rotation, goal_rotation, mask)
+        return losses
+
+
+def _both(mask: Tensor, other: Tensor | None) -> Tensor:
+    return mask if other is None else mask & other
+
+
+def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear values (..., c) in float32 of maps (..., c, h, w) at fractional cells (..., 2); beyond the border the border's."""
+    h, w = maps.shape[-2:]
+    limit = cells.new_tensor([w - 1, h - 1])
+    cells = torch.minimum(cells.clamp_min(0), limit)
+    low = torch.minimum(cells.floor(), (limit - 1).clamp_min(0))
+    part = cells - low
+    corner = low[..., 1].long() * w + low[..., 0].long()
+    index = torch.stack([corner, corner + 1, corner + w, corner + w + 1], -1)
+    x, y = part.unbind(-1)
+    weight = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], -1)
+    table = maps.movedim(-3, -1).flatten(-3, -2)
+    picked = table.gather(-2, index[..., None].expand(*index.shape, table.shape[-1]))
+    return (picked.float() * weight[..., None]).sum(-2)
+
+
+def _sample(maps: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear values of maps (n, c, h, w) at fractional cells (n, p, q, 2); beyond the border the border's. (n, c, p, q)."""
+    h, w = maps.shape[-2:]
+    scale = torch.tensor([2 / w, 2 / h]).to(cells)
+    grid = (cells + 0.5) * scale - 1
+    return F.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)

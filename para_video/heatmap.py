@@ -1,0 +1,150 @@
+"""Heatmaps over an image grid and soft bins: targets, losses, sub-pixel decoding. Pure functions.
+
+A grid of (h, w) cells tiles an image of (H, W) pixels; the centre of column j is at x = (j + 0.5) W / w - 0.5, since an integer
+pixel coordinate is a pixel's centre. `Bins` does the same for a bounded scalar.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixels_to_cells(pixels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Image pixels (..., 2) as (x, y) to fractional cell indices (..., 2) as (column, row)."""
+    scale = pixels.new_tensor([grid[1] / size[1], grid[0] / size[0]])
+    return (pixels + 0.5) * scale - 0.5
+
+
+def cells_to_pixels(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The inverse of `pixels_to_cells`."""
+    scale = cells.new_tensor([size[1] / grid[1], size[0] / grid[0]])
+    return (cells + 0.5) * scale - 0.5
+
+
+def inside(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(...) bool: whether pixels (..., 2) lie on the image; False for NaN."""
+    limit = pixels.new_tensor([size[1], size[0]]) - 0.5
+    return ((pixels >= -0.5) & (pixels <= limit)).all(-1)
+
+
+def gaussian_targets(
+    pixels: Tensor, visible: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma_px: float
+) -> Tensor:
+    """Target distributions over the cells and one last class, "not visible".
+
+    Args:
+        pixels: (..., 2). visible: (...) bool. sigma_px: standard deviation of the Gaussian in image pixels.
+
+    Returns:
+        (..., h * w + 1), each summing to one: a Gaussian around the pixel, or all mass on the last class where the point is
+        not visible or lies outside the image.
+    """
+    seen = visible & inside(pixels, size)
+    cells = pixels_to_cells(torch.where(seen[..., None], pixels, torch.zeros_like(pixels)), grid, size)
+    sigma_x, sigma_y = sigma_px * grid[1] / size[1], sigma_px * grid[0] / size[0]
+    columns = torch.arange(grid[1], device=pixels.device) - cells[..., 0, None]
+    rows = torch.arange(grid[0], device=pixels.device) - cells[..., 1, None]
+    log_x, log_y = -(columns**2) / (2 * sigma_x**2), -(rows**2) / (2 * sigma_y**2)
+    # softmax per axis: a separable Gaussian, normalised even where it is cut by the border or narrower than a cell
+    heat = log_y.softmax(-1)[..., :, None] * log_x.softmax(-1)[..., None, :]
+    seen = seen[..., None].to(heat)
+    return torch.cat([heat.flatten(-2) * seen, 1 - seen], -1)
+
+
+def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy in nats of soft targets over the entries where mask is set.
+
+    Args:
+        logits: (..., n). target: (..., n), summing to one. mask: (...) bool, or None for all.
+
+    Returns:
+        a scalar in float32; zero (still attached to the graph) where nothing is set.
+    """
+    loss = -(target * F.log_softmax(logits.float(), -1)).sum(-1)
+    if mask is None:
+        return loss.mean()
+    return torch.where(mask, loss, torch.zeros_like(loss)).sum() / mask.sum().clamp_min(1)
+
+
+def window_soft_argmax(logits: Tensor, window: int = 5) -> Tensor:
+    """The peak of each heatmap with sub-cell accuracy: the expectation in a window around the highest cell, in float32.
+
+    Unlike a soft-argmax over the whole map, two modes do not average into a point between them.
+
+    Args:
+        logits: (..., h, w). window: odd side of the window in cells; it is cut at the border.
+
+    Returns:
+        (..., 2) fractional (column, row).
+
+    Raises:
+        ValueError: an even window, or logits with a NaN.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be odd and at least 1, got {window}")
+    if bool(torch.isnan(logits).any()):
+        raise ValueError("window_soft_argmax got NaN logits; the network diverged or its input was NaN")
+    h, w = logits.shape[-2:]
+    flat = logits.float().flatten(-2)
+    peak = flat.argmax(-1)
+    row, column = peak // w, peak % w
+    reach = torch.arange(window, device=logits.device) - window // 2
+    rows, columns = row[..., None] + reach, column[..., None] + reach
+    index = rows.clamp(0, h - 1)[..., :, None] * w + columns.clamp(0, w - 1)[..., None, :]
+    on_grid = ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]
+    local = flat.gather(-1, index.flatten(-2)).unflatten(-1, (window, window))
+    weight = local.masked_fill(~on_grid, -math.inf).flatten(-2).softmax(-1).unflatten(-1, (window, window))
+    x = (weight.sum(-2) * columns).sum(-1)
+    y = (weight.sum(-1) * rows).sum(-1)
+    return torch.stack([x, y], -1)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A bounded scalar cut into `count` equal bins: low and high are the outer edges, in the scalar's unit.
+
+    With `circular`, high wraps to low (an angle).
+    """
+
+    low: float
+    high: float
+    count: int
+    circular: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.count >= 2 and self.high > self.low and math.isfinite(self.high - self.low)):
+            raise ValueError(f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]")
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.count
+
+    def targets(self, values: Tensor, sigma_bins: float = 0.7) -> Tensor:
+        """(...) values to (..., count) Gaussian soft targets, summing to one; values beyond the edges count as the edge bin's
+        centre, or wrap where the bins are circular."""
+        position = (values - self.low) / self.width - 0.5
+        away = torch.arange(self.count, device=values.device) - position[..., None]
+        if self.circular:
+            away = torch.remainder(away + self.count / 2, self.count) - self.count / 2
+        else:
+            away = torch.arange(self.count, device=values.device) - position.clamp(0, self.count - 1)[..., None]
+        return (-(away**2) / (2 * sigma_bins**2)).softmax(-1)
+
+    def decode(self, logits: Tensor, window: int = 5) -> Tensor:
+        """(..., count) logits to (...) values in float32: the expectation in a window of bins around the highest one."""
+        logits = logits.float()
+        reach = torch.arange(window, device=logits.device) - window // 2
+        near = logits.argmax(-1)[..., None] + reach
+        if self.circular:
+            weight = logits.gather(-1, near % self.count).softmax(-1)
+        else:
+            off = (near < 0) | (near >= self.count)
+            weight = logits.gather(-1, near.clamp(0, self.count - 1)).masked_fill(off, -math.inf).softmax(-1)
+        value = self.low + ((weight * near).sum(-1) + 0.5) * self.width
+        span = self.high - self.low
+        return self.low + torch.remainder(value - self.low, span) if self.circular else value

@@ -1,0 +1,225 @@
+"""From a head's maps to actions: targets, decoding, lifting, and the rotation convention.
+
+Rotations are read as Euler angles (x, y, z; R = Rz Ry Rx) of reference_R_gripper, the gripper's orientation relative to a declared
+reference frame. Choose the reference so that usual poses lie far from the Euler singularity at y = +-90 degrees.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from para_video.camera import Camera
+from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, window_soft_argmax
+from para_video.policy import Actions
+
+Lift = Literal["height", "depth"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a chunk of t times should be read as, for b clips. Parts that are None, and entries whose mask is unset, are not
+    supervised: circles and point tracks label pixels alone.
+
+    Args:
+        pixels: (b, t, 2). visible: (b, t) bool; where labelled but not visible, the head learns to say so.
+        labelled: (b, t) bool, whether pixels and visible are known; None means everywhere.
+        positions: (b, t, 3) world metres, or None. gripper: (b, t) command in [-1, 1], or None.
+        rotations: (b, t, 3, 3) world_R_gripper, or None.
+        position_mask, gripper_mask, rotation_mask: (b, t) bool; None means wherever the part is given.
+    """
+
+    pixels: Tensor
+    visible: Tensor
+    labelled: Tensor | None = None
+    positions: Tensor | None = None
+    gripper: Tensor | None = None
+    rotations: Tensor | None = None
+    position_mask: Tensor | None = None
+    gripper_mask: Tensor | None = None
+    rotation_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ReadoutSpec:
+    """What a head's bins mean.
+
+    Args:
+        lift: "height" reads world z and meets the pixel's ray with that plane; "depth" reads the distance along the ray.
+        z: bins of that scalar in metres.
+        gripper_bins: values of the gripper command, evenly spaced over [-1, 1]; the first opens, the last closes.
+        rotation_bins: circular bins per Euler angle, or 0 for a wrist that does not turn.
+        reference: world_R_reference as nested tuples, the declared frame of the angles.
+        joint_volume: one softmax over (z, h, w) instead of a heatmap and a z softmax at the pixel.
+    """
+
+    lift: Lift = "height"
+    z: Bins = field(default_factory=lambda: Bins(0.0, 0.4, 32))
+    gripper_bins: int = 2
+    rotation_bins: int = 0
+    reference: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    joint_volume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lift not in ("height", "depth"):
+            raise ValueError(f"unknown lift {self.lift!r}; choose 'height' or 'depth'")
+        if self.gripper_bins < 2 or self.rotation_bins == 1 or self.rotation_bins < 0:
+            raise ValueError(f"gripper_bins {self.gripper_bins} must be >= 2 and rotation_bins {self.rotation_bins} 0 or >= 2")
+
+    @property
+    def angles(self) -> Bins:
+        return Bins(-math.pi, math.pi, self.rotation_bins, circular=True)
+
+    def z_of(self, positions: Tensor, camera: Camera) -> Tensor:
+        """The binned scalar (b, t) of world positions (b, t, 3) seen by a camera (b,)."""
+        if self.lift == "height":
+            return positions[..., 2]
+        return (positions - camera.position[..., None, :]).norm(dim=-1)
+
+    def raise_pixels(self, pixels: Tensor, z: Tensor, camera: Camera) -> Tensor:
+        """World positions (b, t, 3) of pixels (b, t, 2) with the binned scalar z (b, t)."""
+        lift = camera.lift_at_height if self.lift == "height" else camera.lift_at_distance
+        return lift(pixels, z)
+
+    def gripper_targets(self, gripper: Tensor) -> Tensor:
+        """(...) commands in [-1, 1] to (..., gripper_bins): the mass is shared between the two nearest values."""
+        place = (gripper.clamp(-1, 1) + 1) / 2 * (self.gripper_bins - 1)
+        values = torch.arange(self.gripper_bins, device=gripper.device)
+        return (1 - (values - place[..., None]).abs()).clamp_min(0)
+
+    def gripper_value(self, logits: Tensor) -> Tensor:
+        """(..., gripper_bins) logits to the most probable command (...)."""
+        return logits.argmax(-1) / (self.gripper_bins - 1) * 2.0 - 1
+
+    def rotation_angles(self, rotations: Tensor) -> Tensor:
+        """(..., 3, 3) world_R_gripper to (..., 3) Euler angles in the reference frame, radians."""
+        return euler_from_matrix(rotations.new_tensor(self.reference).mT @ rotations)
+
+    def rotation_matrix(self, angles: Tensor) -> Tensor:
+        """The inverse of `rotation_angles`."""
+        return angles.new_tensor(self.reference) @ matrix_from_euler(angles)
+
+
+@dataclass(frozen=True)
+class PixelLogits:
+    """What a head reads at given pixels: z (b, t, z), gripper (b, t, g), rotation (b, t, 3, r) or None."""
+
+    z: Tensor
+    gripper: Tensor
+    rotation: Tensor | None
+
+
+def matrix_from_euler(angles: Tensor) -> Tensor:
+    """(..., 3) angles x, y, z in radians to (..., 3, 3) R = Rz Ry Rx."""
+    (cx, cy, cz), (sx, sy, sz) = angles.cos().unbind(-1), angles.sin().unbind(-1)
+    rows = [
+        [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
+        [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
+        [-sy, cy * sx, cy * cx],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def euler_from_matrix(matrix: Tensor) -> Tensor:
+    """The inverse of `matrix_from_euler`, with y in [-90, 90] degrees."""
+    x = torch.atan2(matrix[..., 2, 1], matrix[..., 2, 2])
+    y = torch.asin((-matrix[..., 2, 0]).clamp(-1, 1))
+    z = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0])
+    return torch.stack([x, y, z], -1)
+
+
+def _entropy(log_probability: Tensor) -> Tensor:
+    return -(log_probability.exp() * log_probability).sum(-1)
+
+
+class Readout:
+    """Decodes maps to actions in float32.
+
+    Args:
+        spec: what the bins mean. window: side in cells of the sub-pixel window.
+    """
+
+    def __init__(self, spec: ReadoutSpec, window: int = 5) -> None:
+        self.spec, self.window = spec, window
+
+    def decode(self, maps, camera: Camera, *, pixels: Tensor | None = None) -> Actions:
+        """Actions from ActionMaps of b clips and t times.
+
+        Args:
+            maps: the head's output. camera: (b,) of the frame that the maps lie over. pixels: (b, t, 2) read there instead of
+                at the peak (teacher forcing).
+
+        Returns:
+            Actions. Their log-probability is that of the chosen cell, z bin, gripper bin and rotation bins; the entropy is
+            that of the heatmap (with its "not visible" class) plus that of each softmax at the pixel.
+
+        Raises:
+            ValueError: NaN in the maps, or a camera none of whose rays meets the lift's planes.
+        """
+        heat = maps.heat.float()
+        grid = heat.shape[-2:]
+        if pixels is None:
+            pixels = cells_to_pixels(window_soft_argmax(self._reachable(heat, maps.size, camera), self.window), grid, maps.size)
+        read = maps.read(pixels)
+        z = self.spec.z.decode(read.z)
+        log_heat = torch.cat([heat.flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
+        log_z, log_gripper = read.z.float().log_softmax(-1), read.gripper.float().log_softmax(-1)
+        log_probability = log_heat[..., :-1].amax(-1) + log_z.amax(-1) + log_gripper.amax(-1)
+        entropy = _entropy(log_heat) + _entropy(log_z) + _entropy(log_gripper)
+        rotations = None
+        if read.rotation is not None:
+            log_rotation = read.rotation.float().log_softmax(-1)
+            rotations = self.spec.rotation_matrix(self.spec.angles.decode(read.rotation))
+            log_probability = log_probability + log_rotation.amax(-1).sum(-1)
+            entropy = entropy + _entropy(log_rotation).sum(-1)
+        return Actions(
+            positions=self.spec.raise_pixels(pixels, z, camera),
+            gripper=self.spec.gripper_value(read.gripper),
+            rotations=rotations,
+            pixels=pixels,
+            visible=1 - log_heat[..., -1].exp(),
+            log_probability=log_probability,
+            entropy=entropy,
+        )
+
+    def _reachable(self, heat: Tensor, size: tuple[int, int], camera: Camera) -> Tensor:
+        """Heat with the cells struck out whose rays never come down to the bins' planes (the sky above a horizon)."""
+        if self.spec.lift == "depth":
+            return heat
+        h, w = heat.shape[-2:]
+        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        cells = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(heat)
+        _, directions = camera.rays(cells_to_pixels(cells, (h, w), size).expand(len(heat), -1, -1))
+        highest = self.spec.z.high
+        meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] > highest)[..., None]
+        if not bool(meets.any(-1).all()):
+            raise ValueError(
+                f"no pixel's ray meets the planes up to {highest} m: the camera at height {camera.position[..., 2].tolist()} m "
+                "must stand above them and look down; use lift='depth' for other views"
+            )
+        return heat.masked_fill(~meets.view(len(heat), 1, h, w), -torch.inf)
+
+
+def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tuple[int, int]):
+    """The read-out's own error: a function that sends points through target heatmap and bins and decodes them again.
+
+    Args:
+        spec, grid, sigma_px, size: as the head is trained with.
+
+    Returns:
+        f(points (t, 3), gripper (t,), camera unbatched) -> (points, gripper), what a perfect network would act.
+    """
+    def through(points: Tensor, gripper: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+        pixels, _ = camera.project(points)
+        cells = gaussian_targets(pixels, torch.ones(len(pixels), dtype=torch.bool), (grid, grid), size, sigma_px)
+        heat = cells[:, :-1].clamp_min(1e-12).log().view(-1, grid, grid)
+        found = cells_to_pixels(window_soft_argmax(heat), (grid, grid), size)
+        z = spec.z.decode(spec.z.targets(spec.z_of(points[None], camera[None])[0]).log())
+        values = spec.gripper_value(spec.gripper_targets(gripper))
+        return spec.raise_pixels(found, z, camera), values
+
+    return through
