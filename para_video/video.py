@@ -1,0 +1,261 @@
+"""Read, sample and write video files, and draw random crops from a folder of them.
+
+Files are decoded by decord where it is installed (it jumps to any frame), else by PyAV (which decodes what lies before).
+Frames are RGB uint8. Whatever is wrong with a file, the error is a `VideoError` that names it and says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    import decord
+except ImportError:  # optional: wheels exist for few platforms
+    decord = None
+
+SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+
+
+class VideoError(ValueError):
+    """A video file or folder that cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Decoded frames (t, H, W, 3) uint8 RGB, and the file's average rate in frames per second."""
+
+    frames: np.ndarray
+    fps: float
+
+
+def read_video(path: str | Path, indices: Sequence[int] | None = None, *, decoder: str | None = None) -> Video:
+    """Decode frames of a file.
+
+    Args:
+        path: of the file.
+        indices: of the frames wanted, in any order and not negative; None for all.
+        decoder: "decord" or "pyav"; None takes decord where it is installed.
+
+    Raises:
+        VideoError: no such file, not a video, empty, truncated, or shorter than an index.
+        ValueError: an unknown decoder or one that is not installed, or no indices.
+    """
+    if indices is not None and len(indices) == 0:
+        raise ValueError(f"read_video: no indices for {path}; pass None for all frames")
+    path = _existing(path)
+    read = {"decord": _read_decord, "pyav": _read_pyav}.get(_choose(decoder))
+    return read(path, None if indices is None else [int(i) for i in indices])
+
+
+def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float = 10.0, *, quality: int = 18) -> None:
+    """Write an H.264 (yuv420p) MP4 file; odd heights and widths are padded by repeating the last row or column.
+
+    Args:
+        frames: (t, H, W, 3) uint8 RGB, t >= 1.
+        fps: frames per second, positive.
+        quality: x264's constant rate factor, 0 (nearly lossless) to 51.
+
+    Raises:
+        ValueError: frames of another shape or type, or fps that is not positive.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
+        raise ValueError(f"write_video wants frames (t, H, W, 3) uint8 with t >= 1, got {frames.shape} {frames.dtype}")
+    if not fps > 0:
+        raise ValueError(f"write_video: fps is {fps}; pass a positive rate")
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": str(quality)}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def list_videos(folder: str | Path) -> list[Path]:
+    """Video files (`SUFFIXES`) of a folder and its subfolders, sorted; links that lead out of the folder are left out.
+
+    Raises:
+        VideoError: no such folder, or no video in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise VideoError(f"{root} is not a folder; pass a folder that holds video files")
+    inside = root.resolve()
+    found = []
+    for where, _, names in os.walk(root, followlinks=False):
+        paths = (Path(where, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        found.extend(path for path in paths if path.is_file() and path.resolve().is_relative_to(inside))
+    if not found:
+        raise VideoError(f"{root} holds no video; put files there that end in one of {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def sample_clip(
+    path: str | Path, rng: np.random.Generator, frames: int, size: int, *, stride: int = 1, least_crop: float = 0.5
+) -> Tensor:
+    """A random stretch of a file, cropped to a random square and resized with antialiasing.
+
+    Args:
+        rng: decides the stretch and the crop.
+        frames: of the clip. size: height and width in pixels. stride: file frames from one clip frame to the next.
+        least_crop: smallest side of the crop as a fraction of the shorter image side; the largest is 1.
+
+    Returns:
+        (frames, 3, size, size) uint8.
+
+    Raises:
+        VideoError: as `read_video`, or a file shorter than the stretch.
+    """
+    length, span = count_frames(path), (frames - 1) * stride + 1
+    if length < span:
+        raise VideoError(f"{path} has {length} frames and the clip spans {span}; ask for fewer frames or a smaller stride")
+    first = int(rng.integers(length - span + 1))
+    pixels = read_video(path, range(first, first + span, stride)).frames
+    height, width = pixels.shape[1:3]
+    side = max(1, round(min(height, width) * rng.uniform(least_crop, 1.0)))
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    return resize(torch.from_numpy(pixels[:, top : top + side, left : left + side]).movedim(-1, 1), size)
+
+
+def resize(frames: Tensor, size: int) -> Tensor:
+    """(t, 3, H, W) uint8 to (t, 3, size, size) uint8, bilinear with antialiasing."""
+    resized = torch.nn.functional.interpolate(frames.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.round_().clamp_(0, 255).byte()
+
+
+class VideoFolder:
+    """The videos of a folder as a source of random clips.
+
+    Args:
+        path: the folder; see `list_videos`.
+
+    Raises:
+        VideoError: no such folder, or no video in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.paths = list_videos(path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def frames(self, rng: np.random.Generator, n: int, size: int, *, stride: int = 1) -> Tensor:
+        """(n, 3, size, size) uint8: a random crop of a random stretch of a random file; see `sample_clip`."""
+        return sample_clip(self.paths[int(rng.integers(len(self.paths)))], rng, n, size, stride=stride)
+
+
+def count_frames(path: str | Path) -> int:
+    """Frames in a file.
+
+    Raises:
+        VideoError: as `read_video`.
+    """
+    path = _existing(path)
+    if decord is not None:
+        return len(_open_decord(path))
+    with _open_pyav(path) as container:
+        # packets marked for discard lie outside what an edited file plays, though its header counts them
+        return sum(packet.size > 0 and not packet.is_discard for packet in container.demux(container.streams.video[0]))
+
+
+# -------------------------------------------------------------------- decoders
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path} is not a file; check the path")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty; its recording or download failed, so make it anew or remove it")
+    return path
+
+
+def _unreadable(path: Path, reason: object) -> VideoError:
+    first_line = next(iter(str(reason).strip().splitlines()), "no reason given")
+    return VideoError(
+        f"{path} cannot be decoded ({first_line}); it is truncated or no video: remove it, or copy or re-encode it"
+    )
+
+
+def _choose(decoder: str | None) -> str:
+    if decoder not in (None, "decord", "pyav"):
+        raise ValueError(f"unknown decoder {decoder!r}; choose from 'decord', 'pyav'")
+    if decoder == "decord" and decord is None:
+        raise ValueError("decoder 'decord' is not installed; pip install decord, or pass 'pyav'")
+    return decoder or ("pyav" if decord is None else "decord")
+
+
+def _open_decord(path: Path):
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if len(reader) == 0:
+            raise _unreadable(path, "no frames")
+    except (decord.DECORDError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    return reader
+
+
+def _read_decord(path: Path, indices: list[int] | None) -> Video:
+    reader = _open_decord(path)
+    indices = list(range(len(reader))) if indices is None else indices
+    _check_indices(path, indices, len(reader))
+    try:
+        frames = reader.get_batch(indices)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+    # decord's bridge is global: a program that set it to torch gets tensors here
+    return Video(frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames), float(reader.get_avg_fps()))
+
+
+def _open_pyav(path: Path):
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if not container.streams.video:
+        container.close()
+        raise _unreadable(path, "no video stream")
+    return container
+
+
+def _read_pyav(path: Path, indices: list[int] | None) -> Video:
+    wanted = None if indices is None else set(indices)
+    kept: dict[int, np.ndarray] = {}
+    count = discarded = 0
+    with _open_pyav(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                discarded += packet.is_discard
+                for frame in packet.decode():
+                    if wanted is None or count in wanted:
+                        kept[count] = frame.to_ndarray(format="rgb24")
+                    count += 1
+                if wanted is not None and len(kept) == len(wanted):
+                    break
+            else:  # read to the end; a file cut short ends early without an error
+                if count == 0 or count + discarded < stream.frames:
+                    raise _unreadable(path, f"{count} of {stream.frames} frames decoded")
+        except av.FFmpegError as error:
+            raise _unreadable(path, error) from error
+        fps = float(stream.average_rate or 0)
+    indices = sorted(kept) if indices is None else indices
+    _check_indices(path, indices, count)
+    return Video(np.stack([kept[i] for i in indices]), fps)
+
+
+def _check_indices(path: Path, indices: list[int], length: int) -> None:
+    if min(indices) < 0 or max(indices) >= length:
+        raise VideoError(f"{path} has frames 0 to {length - 1}, asked for {min(indices)} to {max(indices)}; ask for fewer")
