@@ -1,0 +1,38 @@
+# Everything runs in .venv, which `make venv` builds with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two test processes with one thread each suit two cores; override as in `make test PYTEST_ARGS="-n 8"`.
+PYTEST_ARGS ?= -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-8s %s\n", $$1, $$2}'
+
+venv: $(STAMP)  ## .venv with the library, the simulator, the notebooks and the developer tools
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch -e '.[sim,notebooks,dev]'
+	@touch $@
+
+demo: venv  ## learn circles, then teach a simulated robot from five demonstrations
+	$(BIN)/python pretrain/circles.py
+	$(BIN)/python finetune/robot.py --demos 5
+
+test: venv  ## every test, offline and on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: venv  ## each script in benchmarks/, in turn
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv, caches and runs
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache runs build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""The package: `pip install -e '.[sim]'` for the two scripts; `constraints.txt` holds the versions of the results."""
+
+from setuptools import find_packages, setup
+
+REQUIRES = [
+    "torch>=2.4",
+    "numpy>=1.26",
+    "einops>=0.8",
+    "accelerate>=1.0",
+    "safetensors>=0.4.5",
+    "huggingface_hub>=0.26",
+    "diffusers>=0.31",
+    "transformers>=4.46",
+    "tyro>=0.9",
+    "rich>=13.7",
+    "tqdm>=4.66",
+    "matplotlib>=3.9",
+    "pillow>=10.1",
+    "scikit-image>=0.24",
+    "av>=12",
+    "pyarrow>=16",
+    "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",
+]
+
+EXTRAS = {
+    "sim": ["metaworld>=3.0", "mujoco>=3.0", "gymnasium>=1.1", "packaging>=23"],
+    "notebooks": ["jupyterlab>=4.2", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
+    "cuda": ["xformers>=0.0.28"],
+}
+
+setup(
+    name="para-video",
+    version="0.1.0",
+    description="Pixel-aligned robot actions read off the features of video models",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["para_video", "para_video.*", "backbones", "backbones.*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
