@@ -47,10 +47,11 @@ class Camera:
         K, pose = self.intrinsics, self.world_T_camera
         if K.shape[-2:] != (3, 3) or pose.shape[-2:] != (4, 4) or K.shape[:-2] != pose.shape[:-2]:
             raise ValueError(
-                f"camera wants intrinsics (*b, 3, 3) and world_T_camera (*b, 4, 4), got {tuple(K.shape)} and {tuple(pose.shape)}"
+                "camera wants intrinsics (*b, 3, 3) and world_T_camera (*b, 4, 4), "
+                f"got {tuple(K.shape)} and {tuple(pose.shape)}"
             )
         focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1).detach()
-        if not bool((torch.isfinite(K).all() & (focal > 0).all())):
+        if not bool(torch.isfinite(K).all() & (focal > 0).all()):
             raise ValueError(f"camera focal lengths must be finite and positive, got {focal.flatten().tolist()[:8]} px")
         rotation = pose[..., :3, :3].detach()
         defect = (rotation @ rotation.mT - torch.eye(3).to(rotation)).abs().amax() if rotation.numel() else rotation.sum()
@@ -58,6 +59,12 @@ class Camera:
             raise ValueError(
                 f"world_T_camera must be a rigid motion; its rotation is off orthonormal by {float(defect):.3g} (limit 0.001) "
                 "or mirrored; pass a pose, not its scaled or transposed form"
+            )
+        bottom = pose[..., 3, :].detach()
+        if bool(((bottom - torch.tensor([0.0, 0.0, 0.0, 1.0]).to(bottom)).abs() > 1e-3).any()):
+            raise ValueError(
+                f"world_T_camera must end in the row (0, 0, 0, 1), got {bottom.reshape(-1, 4)[:1].tolist()}; "
+                "is it transposed? Translations belong in the last column"
             )
 
     # ---------------------------------------------------------------- construction
@@ -74,14 +81,20 @@ class Camera:
         height, width = size
         half = torch.deg2rad(torch.tensor(fovy_deg / 2, dtype=world_T_camera.dtype))
         focal = height / 2 / torch.tan(half)
-        K = torch.eye(3, dtype=world_T_camera.dtype)
+        K = torch.eye(3).to(world_T_camera)
         K[0, 0] = K[1, 1] = focal
         K[0, 2], K[1, 2] = (width - 1) / 2, (height - 1) / 2
         return cls(K.expand(*world_T_camera.shape[:-2], 3, 3).clone(), world_T_camera)
 
     @classmethod
     def stack(cls, cameras: Sequence[Camera]) -> Camera:
-        """Batch cameras of equal shape along a new first dimension."""
+        """Batch cameras of equal shape along a new first dimension.
+
+        Raises:
+            ValueError: no cameras, or their lenses differ.
+        """
+        if not cameras or any(c.distortion != cameras[0].distortion for c in cameras):
+            raise ValueError(f"stack wants cameras that share one lens, got {[c.distortion for c in cameras]}")
         return cls(
             torch.stack([c.intrinsics for c in cameras]),
             torch.stack([c.world_T_camera for c in cameras]),
@@ -156,9 +169,12 @@ class Camera:
         """
         origins, directions = self.rays(pixels)
         slope = directions[..., 2]
-        distance = (height_m - origins[..., 2]) / torch.where(slope.abs() < 1e-9, torch.full_like(slope, torch.nan), slope)
-        distance = torch.where(distance < 0, torch.full_like(distance, torch.nan), distance)
-        return origins + distance[..., None] * directions
+        parallel = slope.abs() < 1e-9
+        distance = (height_m - origins[..., 2]) / torch.where(parallel, torch.ones_like(slope), slope)
+        met = ~parallel & (distance >= 0)
+        # NaN enters last: inside the arithmetic it would reach the gradients of points that a mask has dropped.
+        points = origins + distance[..., None] * directions
+        return torch.where(met[..., None], points, torch.full_like(points, torch.nan))
 
     def lift_at_distance(self, pixels: Tensor, distance_m: Tensor) -> Tensor:
         """The points at a distance along the rays through pixels.
