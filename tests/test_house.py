@@ -1,0 +1,247 @@
+"""The house rules that a machine can check: the tree, the direction of imports, no pickles, links and pins that hold."""
+
+import ast
+import fnmatch
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {".ci", "backbones", "benchmarks", "docs", "finetune", "notebooks", "para_video", "pretrain", "results", "tests"}
+FILES = {
+    ".gitignore",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+    "setup.py",
+}
+# What each folder may import of the others: scripts -> backbones -> para_video, and scripts know nothing of each other.
+ALLOWED = {
+    "para_video": {"para_video"},
+    "backbones": {"para_video", "backbones"},
+    "pretrain": {"para_video", "backbones", "pretrain"},
+    "finetune": {"para_video", "backbones", "finetune"},
+}
+
+
+def project_files() -> list[str]:
+    """Paths of the project's files: what git tracks, or, in a copy without git, what .gitignore does not name."""
+    if (ROOT / ".git").exists():
+        command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+        return sorted(name for name in listed if name and (ROOT / name).exists())
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()] + [".git"]
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return sorted(p.as_posix() for p in paths if not any(fnmatch.fnmatch(part, i) for part in p.parts for i in ignored))
+
+
+def sources() -> dict[str, ast.Module]:
+    """Every Python file and every notebook's code."""
+    trees = {}
+    for name in project_files():
+        if name.endswith(".py"):
+            trees[name] = ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+        elif name.endswith(".ipynb"):
+            cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+            lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code").splitlines()
+            trees[name] = ast.parse("\n".join(line for line in lines if not line.lstrip().startswith(("%", "!"))), name)
+    return trees
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def wrong_way(folder: str, tree: ast.AST) -> set[str]:
+    """Imports that flow against the direction."""
+    return {name for name in imported(tree) if (top := name.split(".")[0]) in FOLDERS and top not in ALLOWED[folder]}
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.load` of the expression torch.load; of anything else what follows its last dot."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def unsafe(tree: ast.AST) -> set[str]:
+    """Ways to run code out of a data file."""
+    modules = {"pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    calls = {"torch.load", "torch.save", "torch.hub.load", "pandas.read_pickle", "pd.read_pickle", "load_state_dict_from_url"}
+    calls |= {"torch.serialization.load", "torch.serialization.save"}
+    switches = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False}
+    found = {name for name in imported(tree) if name.split(".")[0] in modules or name in calls}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            found |= {dotted(node.func)} & calls
+            found |= {
+                k.arg
+                for k in node.keywords
+                if k.arg in switches and not (isinstance(k.value, ast.Constant) and k.value.value is not switches[k.arg])
+            }
+    return found
+
+
+def path_edits(tree: ast.AST) -> set[str]:
+    """Uses of the module search path."""
+    used = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | imported(tree)
+    return used & {"sys.path", "site.addsitedir"}
+
+
+def prints(tree: ast.AST) -> list[int]:
+    """Lines that print."""
+    return [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) in ("print", "pprint")]
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def test_the_top_level_is_what_was_agreed() -> None:
+    files = project_files()
+    assert {name.split("/")[0] for name in files if "/" in name} <= FOLDERS
+    assert {name for name in files if "/" not in name} == FILES
+    for folder in ("para_video", "backbones", "pretrain", "finetune", "notebooks", "tests", ".ci"):
+        assert any(name.startswith(f"{folder}/") for name in files), f"{folder}/ is empty"
+
+
+def test_weights_in_the_tree_are_safetensors() -> None:
+    wrong = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack"}
+    assert not [name for name in project_files() if Path(name).suffix.lower() in wrong]
+
+
+def test_every_library_module_is_in_an_installed_package() -> None:
+    packages = setup_arguments()["packages"]
+    for name in project_files():
+        if name.startswith(("para_video/", "backbones/")) and name.endswith(".py"):
+            assert str(Path(name).parent).replace("/", ".") in packages, f"{name}: its folder wants an __init__.py"
+
+
+# ---------------------------------------------------------------- the code
+
+
+def test_imports_flow_one_way() -> None:
+    wrong = {name: wrong_way(folder, tree) for name, tree in sources().items() if (folder := name.split("/")[0]) in ALLOWED}
+    assert len(wrong) > 5
+    assert not {name: names for name, names in wrong.items() if names}
+
+
+def test_nothing_unpickles_and_nothing_edits_the_search_path() -> None:
+    found = {name: unsafe(tree) | path_edits(tree) for name, tree in sources().items()}
+    assert not {name: names for name, names in found.items() if names}
+
+
+def test_the_library_is_silent() -> None:
+    found = {name: prints(tree) for name, tree in sources().items() if name.startswith(("para_video/", "backbones/"))}
+    assert not {name: lines for name, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    ("check", "offence"),
+    [
+        (lambda tree: wrong_way("para_video", tree), "def f():\n    from backbones import catalogue"),
+        (lambda tree: wrong_way("backbones", tree), "import finetune.robot"),
+        (lambda tree: wrong_way("finetune", tree), "import pretrain.circles"),
+        (unsafe, "import torch\nx = torch.load('w.pt')"),
+        (unsafe, "from torch import load"),
+        (unsafe, "import pickle as p"),
+        (unsafe, "np.load(path, allow_pickle=True)"),
+        (unsafe, "AutoModel.from_pretrained(name, trust_remote_code=flag)"),
+        (unsafe, "f(weights_only=False)"),
+        (path_edits, "import sys\nsys.path.insert(0, '.')"),
+        (path_edits, "from sys import path"),
+        (prints, "def f():\n    print('hello')"),
+    ],
+)
+def test_the_checks_see_an_offence_and_let_its_harmless_twin_pass(check, offence: str) -> None:
+    assert check(ast.parse(offence))
+    harmless = "import torch, sys, numpy as np\nfrom para_video import camera\nnp.load('x.npz', allow_pickle=False)\nsys.argv"
+    assert not check(ast.parse(harmless))
+
+
+# ---------------------------------------------------------------- the papers
+
+
+@pytest.mark.parametrize("page", [name for name in project_files() if name.endswith(".md")] or ["README.md"])
+def test_local_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+    links = re.findall(r"\]\(<?([^)\s>]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    local = [link.split("#")[0] for link in links if not re.match(r"[a-z]+:", link) and not link.startswith("#")]
+    assert not [link for link in local if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_the_readme_shows_a_picture_and_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"!\[[^\]]*\]\([^)]+\)|<img ", text)
+    assert "python pretrain/circles.py" in text and "python finetune/robot.py --demos 5" in text
+
+
+def test_every_make_target_that_is_spoken_of_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
+        spoken = set(re.findall(r"(?:`|^|\$ )make ([a-z]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.M))
+        assert spoken <= targets, name
+
+
+# ---------------------------------------------------------------- the pins
+
+
+def setup_arguments() -> dict:
+    """What setup.py says, without installing anything."""
+    seen: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(setuptools, "setup", seen.update)
+        runpy.run_path(str(ROOT / "setup.py"))
+    return seen
+
+
+def setup_requirements() -> list[Requirement]:
+    arguments = setup_arguments()
+    extras = arguments["extras_require"]
+    return [Requirement(r) for r in [*arguments["install_requires"], *(r for extra in extras.values() for r in extra)]]
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(r.name): r for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    for requirement in setup_requirements():
+        pin = pins()[canonicalize_name(requirement.name)]
+        (exact,) = pin.specifier
+        assert requirement.specifier.contains(exact.version), f"{requirement} does not allow the pinned {exact.version}"
+
+
+def test_pins_are_exact_versions_that_any_registry_has() -> None:
+    for name, pin in pins().items():
+        (exact,) = pin.specifier
+        assert exact.operator == "==" and "*" not in exact.version, name
+        assert "+" not in exact.version and pin.url is None, f"{name}: local builds cannot be installed elsewhere"
+
+
+def test_what_the_code_imports_is_required() -> None:
+    known = {"PIL": "pillow", "skimage": "scikit-image"}
+    required = {canonicalize_name(requirement.name) for requirement in setup_requirements()} | {"setuptools"}
+    third_party = set()
+    for tree in sources().values():
+        third_party |= {name.split(".")[0] for name in imported(tree)} - FOLDERS - sys.stdlib_module_names
+    assert {canonicalize_name(known.get(name, name)) for name in third_party} <= required
