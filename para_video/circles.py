@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 from para_video.video import VideoFolder
 
+RGB = tuple[int, int, int]
 KINDS = ("circle", "ellipse", "rectangle", "triangle", "star", "cross")
 OCCLUDED_FRACTION = 0.5
 """A centre counts as visible while it is inside the image and at most this fraction of the disc's drawn part is covered."""
@@ -36,7 +37,9 @@ OCCLUDED_FRACTION = 0.5
 _TEXELS = 2  # background texels per scene pixel: sampling the nearest one is then off by a quarter of a pixel at most
 _MARGIN = 0.14  # of the size, background beyond each border; holds the strongest drift at `camera_drift=1`
 _POOL = 64  # frames of the user's videos kept per dataset, so that decoding is paid once
+_REACH = 1.5  # palm radii from the palm's centre to the cargo that the fingers hold
 _GRIP_FRAMES = 3.0  # a pause at the object and one at the goal, over which the fingers close or open
+_NOISE_SLACK = 1 << 16  # different beginnings in the noise table
 
 
 class CircleClip(NamedTuple):
@@ -95,8 +98,8 @@ class Shape:
     centre: np.ndarray
     half: tuple[float, float]
     angle: np.ndarray
-    fill: tuple[int, int, int] | None
-    rim: tuple[int, int, int] | None = None
+    fill: RGB | None
+    rim: RGB | None = None
     rim_width: float = 0.0
     scale: np.ndarray = field(default_factory=lambda: np.ones(1))
 
@@ -136,7 +139,8 @@ class Scene:
 class CircleVideos(Dataset[CircleClip]):
     """Seeded synthetic clips: `dataset[i]` is the same bytes in any order and any worker.
 
-    The indices are independent of each other, so shuffling gains nothing; for a held-out set take another seed.
+    The indices are independent of each other, so shuffling gains nothing (and a sampler that lists 2^31 indices exhausts the
+    memory); for a held-out set take another seed.
 
     Args:
         seed: not negative.
@@ -204,9 +208,8 @@ class CircleVideos(Dataset[CircleClip]):
         entry = int(rng.integers(_POOL))
         if entry not in self._pool:
             # the last 1 keeps these streams apart from the clips' own, as numpy takes (seed, i) for (seed, i, 0)
-            frame = self.backgrounds.frames(np.random.default_rng((self.seed, entry, 1)), 1, side)[0].numpy()
-            self._pool[entry] = frame.repeat(_TEXELS, 1).repeat(_TEXELS, 2).astype(np.int16)
-        return self._pool[entry]
+            self._pool[entry] = self.backgrounds.frames(np.random.default_rng((self.seed, entry, 1)), 1, side)[0].numpy()
+        return self._pool[entry].repeat(_TEXELS, 1).repeat(_TEXELS, 2).astype(np.int16)
 
 
 def constant_velocity(centres_observed: Tensor, horizon: int) -> Tensor:
@@ -296,11 +299,11 @@ def _bounce(start: np.ndarray, velocity: np.ndarray, time: np.ndarray, size: int
 # -------------------------------------------------------------------- composing a scene
 
 
-def _colour(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
+def _colour(hue: float, saturation: float, value: float) -> RGB:
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
 
 
-def _vivid(rng: np.random.Generator, hue: float) -> tuple[int, int, int]:
+def _vivid(rng: np.random.Generator, hue: float) -> RGB:
     return _colour(hue + rng.uniform(-0.02, 0.02), rng.uniform(0.7, 1.0), rng.uniform(0.65, 1.0))
 
 
@@ -331,7 +334,7 @@ def _draw_drift(rng: np.random.Generator, frames: int, size: int, strength: floa
     return replace(turned, offset=middle - turned.apply(middle) + 5 * size / 128 * wave[:, 2:])
 
 
-def _draw_thing(rng: np.random.Generator, centre: np.ndarray, colour: tuple, unit: float, *, outline: bool) -> Shape:
+def _draw_thing(rng: np.random.Generator, centre: np.ndarray, colour: RGB, unit: float, *, outline: bool) -> Shape:
     """An object (filled) or a goal (an outline) at rest."""
     kinds = ("circle", "rectangle", "cross") if outline else KINDS[1:]
     half = unit * (rng.uniform(7, 11) if outline else rng.uniform(4.5, 7))
@@ -377,62 +380,97 @@ def _draw_occluder(rng: np.random.Generator, path: np.ndarray, unit: float) -> S
     return Shape(kind, centre, half, rng.uniform(0, np.pi, 1), colour)
 
 
-def _gripper(motion: Motion, radius: float, angle: float, grip: float, body: tuple, rim: tuple, dark: tuple):
-    """The palm and two fingers that point along `angle`, `grip` from the axis when closed."""
-    scale = 1 + 0.2 * motion.lift
-    along = np.array([math.cos(angle), math.sin(angle)])
+def _gripper(task: _Task, grip: float, body: RGB, rim: RGB) -> tuple[Shape, tuple[Shape, ...]]:
+    """The palm and its two fingers, which stand `grip` scene pixels off the axis when closed."""
+    motion, radius = task.motion, task.radius
+    scale, turn = _lifted(motion), np.full(1, task.angle)
+    along = np.array([math.cos(task.angle), math.sin(task.angle)])
     across = np.array([-along[1], along[0]])
-    turn = np.full(1, angle)
     palm = Shape("circle", motion.centre, (radius, radius), turn, body, rim, 0.3 * radius, scale)
     spread = scale * (grip + motion.opening * max(1.05 * radius - grip, 0.25 * radius))
     fingers = []
     for side in (-1, 1):
         centre = motion.centre + (1.15 * radius * scale)[:, None] * along + (side * spread)[:, None] * across
-        fingers.append(Shape("rectangle", centre, (0.8 * radius, 0.17 * radius), turn, dark, scale=scale))
+        fingers.append(Shape("rectangle", centre, (0.8 * radius, 0.17 * radius), turn, body, scale=scale))
     return palm, tuple(fingers)
 
 
-def _carried(motion: Motion, thing: Shape, goal: np.ndarray, reach: float, angle: float) -> Shape:
+def _lifted(motion: Motion) -> np.ndarray:
+    """(t,) apparent size: what is lifted is nearer to the camera."""
+    return 1 + 0.2 * motion.lift
+
+
+def _carried(task: _Task, thing: Shape) -> Shape:
     """The cargo's path: at rest, then at the fingertips, then at rest on the goal."""
-    scale = np.where(motion.held, 1 + 0.2 * motion.lift, 1.0)
-    tip = motion.centre + (reach * scale)[:, None] * np.array([math.cos(angle), math.sin(angle)])
-    rest = np.where(motion.placed[:, None], goal, thing.centre)
+    motion = task.motion
+    scale = np.where(motion.held, _lifted(motion), 1.0)
+    along = np.array([math.cos(task.angle), math.sin(task.angle)])
+    tip = motion.centre + (_REACH * task.radius * scale)[:, None] * along
+    rest = np.where(motion.placed[:, None], task.goal, task.thing)
     return replace(thing, centre=np.where(motion.held[:, None], tip, rest), scale=scale)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Where the cargo and its goal are (2,), the palm's motion, its radius and the fingers' direction in radians."""
+
+    thing: np.ndarray
+    goal: np.ndarray
+    motion: Motion
+    radius: float
+    angle: float
+
+
+def _draw_task(rng: np.random.Generator, config: CircleVideos) -> _Task:
+    size, frames, unit = config.size, config.observed + config.future, config.size / 128
+    angle, radius = rng.uniform(0, 2 * np.pi), unit * rng.uniform(5.5, 10)
+    along = np.array([math.cos(angle), math.sin(angle)])
+    thing = rng.uniform(22 * unit, size - 22 * unit, 2)
+    goal = _far(rng, thing, 32 * unit, 22 * unit, size)
+    pick, place = thing - _REACH * radius * along, goal - _REACH * radius * along
+    border = -12 if rng.random() < 0.12 else 14  # some grippers enter the image during the clip
+    home = _far(rng, pick, 32 * unit, border * unit, size)
+    durations = fetch_duration(home, pick, place, unit, rng.uniform(0.85, 1.2))
+    start = rng.uniform(-1.0, max(0.0, sum(durations) + 2 * _GRIP_FRAMES - config.observed))
+    arc = -along * rng.uniform(0.05, 0.3) * math.dist(pick, place)  # away from the table, where the fingers point
+    motion = fetch(start + np.arange(frames), home, pick, place, durations, arc)
+    return _Task(thing, goal, motion, radius, angle)
+
+
+def _draw_light(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """(t, 3) gain: brightness and tint of the clip, times a slow wave."""
+    phase, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.9)
+    wave = 1 + rng.uniform(0, 0.12) * np.sin(phase + speed * np.arange(frames))
+    return rng.uniform(0.75, 1.2) * wave[:, None] * rng.uniform(0.92, 1.08, 3)
 
 
 def _draw_scene(rng: np.random.Generator, texture: np.ndarray, config: CircleVideos) -> Scene:
     """Draw every random choice of a clip but the background's."""
-    size, frames = config.size, config.observed + config.future
-    unit = size / 128
-    hue, angle, radius = rng.random(), rng.uniform(0, 2 * np.pi), unit * rng.uniform(5.5, 10)
-    along = np.array([math.cos(angle), math.sin(angle)])
-    reach = 1.5 * radius
-    thing_at = rng.uniform(22 * unit, size - 22 * unit, 2)
-    goal_at = _far(rng, thing_at, 32 * unit, 22 * unit, size)
-    pick, place = thing_at - reach * along, goal_at - reach * along
-    home = _far(rng, pick, 32 * unit, (-12 if rng.random() < 0.12 else 14) * unit, size)
-    durations = fetch_duration(home, pick, place, unit, rng.uniform(0.85, 1.2))
-    start = rng.uniform(-1.0, sum(durations) + 2 * _GRIP_FRAMES - config.observed)
-    arc = -along * rng.uniform(0.05, 0.3) * math.dist(pick, place)
-    motion = fetch(start + np.arange(frames), home, pick, place, durations, arc)
-
-    thing = _draw_thing(rng, thing_at, _vivid(rng, hue), unit, outline=False)
-    thing = replace(thing, half=tuple(h * radius / (9 * unit) for h in thing.half), angle=thing.angle)
-    bright = texture[:, ::16, ::16].mean() < 128
-    body = _colour(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.75, 1.0) if bright else rng.uniform(0.05, 0.3))
-    palm, fingers = _gripper(motion, radius, angle, 0.85 * thing.half[1], body, _vivid(rng, hue), body)
-    goal = _draw_thing(rng, goal_at, _vivid(rng, hue), unit, outline=True)
-    fixtures = (goal, *_draw_fixtures(rng, config, hue, [thing_at, goal_at]))
-    occluders = (_draw_occluder(rng, motion.centre, unit),) if rng.random() < config.occlusion else ()
-    movers = _draw_movers(rng, int(rng.poisson(1.2 * config.clutter)), frames, size, hue)
-    phase, speed = rng.uniform(0, 2 * np.pi, 2)
-    flicker = 1 + rng.uniform(0, 0.12) * np.sin(phase + 0.15 * speed * np.arange(frames))
-    gain = rng.uniform(0.75, 1.2) * flicker[:, None] * rng.uniform(0.92, 1.08, 3)
+    size, frames, unit, hue = config.size, config.observed + config.future, config.size / 128, rng.random()
+    task = _draw_task(rng, config)
+    motion = task.motion
+    thing = _draw_thing(rng, task.thing, _vivid(rng, hue), task.radius / 9, outline=False)
+    dark_ground = texture[:, ::16, ::16].mean() < 128
+    body = _colour(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.75, 1.0) if dark_ground else rng.uniform(0.05, 0.3))
+    palm, fingers = _gripper(task, 0.85 * thing.half[1], body, _vivid(rng, hue))
+    goal = _draw_thing(rng, task.goal, _vivid(rng, hue), unit, outline=True)
+    occluded = rng.random() < config.occlusion
     return Scene(
-        texture, fixtures, movers, _carried(motion, thing, goal_at, reach, angle), fingers, palm, occluders,
-        motion.opening, motion.held, _draw_drift(rng, frames, size, config.camera_drift), gain,
-        int(rng.integers(1, 3)) if rng.random() < 0.25 else 0, rng.uniform(0, 5), int(rng.integers(_NOISE_SLACK)),
-    )  # fmt: skip
+        texture=texture,
+        fixtures=(goal, *_draw_fixtures(rng, config, hue, [task.thing, task.goal])),
+        movers=_draw_movers(rng, int(rng.poisson(1.2 * config.clutter)), frames, size, hue),
+        cargo=_carried(task, thing),
+        fingers=fingers,
+        palm=palm,
+        occluders=(_draw_occluder(rng, motion.centre, unit),) if occluded else (),
+        opening=motion.opening,
+        held=motion.held,
+        drift=_draw_drift(rng, frames, size, config.camera_drift),
+        gain=_draw_light(rng, frames),
+        blur=int(rng.integers(1, 3)) if rng.random() < 0.25 else 0,
+        noise=rng.uniform(0, 5),
+        noise_start=int(rng.integers(_NOISE_SLACK)),
+    )
 
 
 def _far(rng: np.random.Generator, point: np.ndarray, apart: float, margin: float, size: int) -> np.ndarray:
@@ -492,11 +530,12 @@ def _noise_field(rng: np.random.Generator, side: int, aspect: int = 1) -> np.nda
     return field
 
 
-def _ramp(rng: np.random.Generator, side: int, periods: float) -> np.ndarray:
-    """(side, side) coordinate along a random direction; it grows by `periods` over the side."""
-    heading = rng.uniform(0, 2 * np.pi)
+def _gradient(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A ramp in a random direction that turns back at its ends, in [0, 1]."""
+    heading, start = rng.uniform(0, 2 * np.pi), rng.random()
     line = np.arange(side, dtype=np.float32) / side
-    return np.float32(periods) * (np.float32(math.cos(heading)) * line + np.float32(math.sin(heading)) * line[:, None])
+    ramp = np.float32(math.cos(heading)) * line + (np.float32(math.sin(heading)) * line + np.float32(start))[:, None]
+    return np.abs(2 * (ramp % 1) - 1)
 
 
 def _tiles(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -520,33 +559,29 @@ def _cells(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def procedural_texture(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A muted background: gradient, noise, tiles, cells, or a table before a wall.
+    """A muted background: gradient, noise, tiles, cells, or a wooden table before a wall.
 
     Returns:
         (3, side, side) int16 in 0..255.
     """
-    kind = int(rng.integers(5))
-    noise = _noise_field(rng, side, aspect=4 if kind == 4 else 1)
-    if kind < 4:
-        pattern = (_ramp(rng, side, 1.0) % 1 if kind == 0 else None, noise, None, None)[kind]
-        pattern = _tiles(rng, side) if kind == 2 else _cells(rng, side) if kind == 3 else pattern
-        share = np.float32(rng.uniform(0.5, 0.95))
-        field = np.abs(2 * pattern - 1) if kind == 0 else pattern
-        level = (127 * (share * field + (1 - share) * noise)).astype(np.uint8)
-    else:
-        level = (127 * noise).astype(np.uint8)
-    if kind == 4 or rng.random() < 0.15:
-        edge = rng.uniform(0.15, 0.5)
-        beyond = _ramp_below(rng, side, edge)
+    kind = ("gradient", "noise", "tiles", "cells", "table")[rng.integers(5)]
+    noise = _noise_field(rng, side, aspect=4 if kind == "table" else 1)
+    pattern = {"gradient": _gradient, "tiles": _tiles, "cells": _cells}.get(kind)
+    share = np.float32(rng.uniform(0.5, 0.95))
+    field = noise if pattern is None else share * pattern(rng, side) + (1 - share) * noise
+    level = (127 * field).astype(np.uint8)
+    if kind == "table" or rng.random() < 0.15:
+        beyond = _above_horizon(rng, side)
         level[beyond] = level[beyond] // 4 + 128
     level = level.ravel()
     return np.stack([channel.take(level) for channel in _palette(rng)]).reshape(3, side, side)
 
 
-def _ramp_below(rng: np.random.Generator, side: int, edge: float) -> np.ndarray:
-    """(side, side) bool, above a slightly tilted horizon at the fraction `edge` of the height."""
+def _above_horizon(rng: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side) bool, the part above a slightly tilted line in the upper half."""
     line = np.arange(side, dtype=np.float32) / side
-    return line[:, None] + np.float32(rng.uniform(-0.15, 0.15)) * (line - 0.5) < edge
+    edge, tilt = np.float32(rng.uniform(0.15, 0.5)), np.float32(rng.uniform(-0.15, 0.15))
+    return line[:, None] + tilt * (line - np.float32(0.5)) < edge
 
 
 def _palette(rng: np.random.Generator) -> np.ndarray:
@@ -564,8 +599,6 @@ def _palette(rng: np.random.Generator) -> np.ndarray:
 
 
 # -------------------------------------------------------------------- drawing
-
-_NOISE_SLACK = 1 << 16
 
 
 @functools.lru_cache(maxsize=4)
@@ -656,7 +689,7 @@ def paint(canvas: np.ndarray, shape: Shape, drift: Drift, softness: float = 1.0)
         _blend(canvas, colour, alpha, x[:, 0], y[:, 0])
 
 
-def _blend(canvas: np.ndarray, colour: tuple, alpha: np.ndarray, left: np.ndarray, top: np.ndarray) -> None:
+def _blend(canvas: np.ndarray, colour: RGB, alpha: np.ndarray, left: np.ndarray, top: np.ndarray) -> None:
     """Lay a colour over square patches (t, p, p) of the frames with opacity alpha in [0, 1]."""
     height, width = canvas.shape[-2:]
     side = alpha.shape[-1]
