@@ -518,7 +518,7 @@ def _blend(image: Frame, colours: NDArray, opacity: NDArray) -> Frame:
 
 def _stamp(image: Frame, distance: NDArray, ink: Colour) -> Frame:
     """Fill where a signed distance (H, W) in pixels is negative; half a pixel either side of the edge is the antialiasing."""
-    dark = _blend(image, np.zeros(3), 0.75 * np.clip(1.7 - distance, 0, 1))
+    dark = _blend(image, np.zeros(3), 0.75 * np.clip(1.5 - distance, 0, 1))
     return _blend(dark, np.array(ink, np.float64), np.clip(0.5 - distance, 0, 1))
 
 
@@ -535,11 +535,11 @@ def _segment_distance(shape: tuple[int, ...], start: NDArray, end: NDArray) -> N
 
 def _mark_distance(shape: tuple[int, ...], place: NDArray, style: str, radius: float) -> NDArray:
     """Signed distance (H, W) to one mark."""
-    if style == "cross":
-        arms = [np.array([radius, 0.0]), np.array([0.0, radius])]
-        return np.minimum(*(_segment_distance(shape, place - arm, place + arm) for arm in arms)) - max(0.6, radius / 6)
+    if style == "cross":  # open in the middle, so that what it marks can be seen
+        ways = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) * radius
+        return np.min([_segment_distance(shape, place + 0.4 * way, place + way) for way in ways], axis=0) - max(0.6, radius / 8)
     to_centre = _segment_distance(shape, place, place)
-    return np.abs(to_centre - radius) - max(0.6, radius / 6) if style == "ring" else to_centre - radius
+    return np.abs(to_centre - radius) - max(0.6, radius / 10) if style == "ring" else to_centre - radius
 
 
 @lru_cache
