@@ -114,14 +114,16 @@ class ParaHead(ActionHead):
             raise ValueError(f"condition must be {(b, self.condition)}, got {tuple(condition.shape)}")
         index, offset = features.nearest(times.to(features.times))
         used, index = index.unique(return_inverse=True)
-        base = self._resample(features, used, size)
+        base = over_image(features, used, self.grid // 2, size)
         x = self.first(base.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
         if start is not None:
             x = x + (self._splat(start, size)[:, None, None] * self.start[:, None, None]).to(x.dtype)
         known = torch.cat([sinusoid(offset, OFFSET_DIM).expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1)
         context = self.context(known)
         scale, shift = self.film(context)[..., None, None].chunk(2, 2)
-        x = F.gelu(x[:, index] * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        if len(used) < t or bool((index != torch.arange(t, device=index.device)).any()):
+            x = x[:, index]
+        x = F.gelu(x * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         for layer in self.rest:
             x = F.gelu(layer(x)) + x
         heat = F.pixel_shuffle(self.heat(x), 2).unflatten(0, (b, t))
@@ -129,20 +131,6 @@ class ParaHead(ActionHead):
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
         return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, size, self, volume)
-
-    def _resample(self, features: VideoFeatures, used: Tensor, size: tuple[int, int]) -> Tensor:
-        """Maps (b, u, c, grid/2, grid/2) laid over the whole image, whatever crop or padding the backbone made."""
-        maps, side = features.maps[:, used], self.grid // 2
-        affine = features.image_to_map
-        step = torch.tensor([size[1] / side, size[0] / side]).to(affine)
-        same = maps.shape[-2:] == (side, side) and torch.allclose(affine[:, :2].diagonal() * step, torch.ones(2).to(affine))
-        if same and torch.allclose(affine[:, 2], 0.5 / step - 0.5):
-            return maps
-        axis = torch.arange(side, device=maps.device, dtype=affine.dtype)
-        rows, columns = torch.meshgrid(axis, axis, indexing="ij")
-        pixels = (torch.stack([columns, rows], -1) + 0.5) * step - 0.5
-        cells = pixels @ affine[:, :2].mT + affine[:, 2]
-        return _sample(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
 
     def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
         """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
@@ -203,11 +191,16 @@ class ParaHead(ActionHead):
         pixels = targets.pixels + self.jitter_px * torch.randn_like(targets.pixels) if self.training else targets.pixels
         read = self.read(maps, pixels)
         if maps.volume is None:
-            losses = {"heat": masked_cross_entropy(heat, goal, targets.labelled), "z": masked_cross_entropy(read.z, goal_z, placed)}
+            losses = {
+                "heat": masked_cross_entropy(heat, goal, targets.labelled),
+                "z": masked_cross_entropy(read.z, goal_z, placed),
+            }
         else:
             # one softmax over (z, h, w): entries without a position supervise its marginal, the heatmap
             joint = torch.cat([maps.volume.flatten(-3), maps.outside[..., None]], -1)
-            goal_joint = torch.cat([rearrange(goal_z[..., None] * goal[..., None, :-1], "b t z n -> b t (z n)"), goal[..., -1:]], -1)
+            goal_joint = torch.cat(
+                [rearrange(goal_z[..., None] * goal[..., None, :-1], "b t z n -> b t (z n)"), goal[..., -1:]], -1
+            )
             flat = masked_cross_entropy(heat, goal, _both(~placed, targets.labelled))
             losses = {"heat": masked_cross_entropy(joint, goal_joint, placed) + flat}
         if targets.gripper is not None:
@@ -220,12 +213,28 @@ class ParaHead(ActionHead):
         return losses
 
 
+def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """Maps (b, u, c, side, side) of the indices `used` (u,), laid over the whole image of size (H, W), whatever crop or
+    padding the backbone made; beyond a map's border the border is repeated."""
+    maps = features.maps[:, used]
+    affine = features.image_to_map
+    step = torch.tensor([size[1] / side, size[0] / side]).to(affine)
+    same = maps.shape[-2:] == (side, side) and torch.allclose(affine[:, :2].diagonal() * step, torch.ones(2).to(affine))
+    if same and torch.allclose(affine[:, 2], 0.5 / step - 0.5):
+        return maps
+    axis = torch.arange(side, device=maps.device, dtype=affine.dtype)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    pixels = (torch.stack([columns, rows], -1) + 0.5) * step - 0.5
+    cells = pixels @ affine[:, :2].mT + affine[:, 2]
+    return _sample(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
+
+
 def _both(mask: Tensor, other: Tensor | None) -> Tensor:
     return mask if other is None else mask & other
 
 
 def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Bilinear values (..., c) in float32 of maps (..., c, h, w) at fractional cells (..., 2); beyond the border the border's."""
+    """Bilinear values (..., c) in float32 of maps (..., c, h, w) at fractional cells (..., 2); clamped to the map."""
     h, w = maps.shape[-2:]
     limit = cells.new_tensor([w - 1, h - 1])
     cells = torch.minimum(cells.clamp_min(0), limit)

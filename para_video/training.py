@@ -1,0 +1,292 @@
+"""Training on accelerate: one loop for every policy, exact resume, atomic files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+STATE_FILE = "training.safetensors"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to train.
+
+    Args:
+        steps: optimiser steps in all. learning_rate: peak, after `warmup` steps; then a cosine to a hundredth of it.
+        backbone_learning_rate: the backbone's own peak; None for the same. weight_decay: AdamW's. clip_norm: of the gradient.
+        ema: decay of the running average of the weights, which is what training returns (shorter at the start).
+        balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
+        seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
+        precision: "bf16" (autocast) or "no".
+    """
+
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    backbone_learning_rate: float | None = None
+    weight_decay: float = 1e-2
+    warmup: int = 50
+    clip_norm: float = 1.0
+    ema: float = 0.995
+    balance: float = 0.98
+    seed: int = 0
+    save_every: int = 250
+    workers: int = 0
+    precision: Literal["bf16", "no"] = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 <= self.ema < 1 or not 0 <= self.balance < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                f"steps must be >= 1, learning_rate > 0, ema and balance in [0, 1); got steps {self.steps}, "
+                f"learning_rate {self.learning_rate}, ema {self.ema}, balance {self.balance}"
+            )
+
+
+@dataclass
+class FitResult:
+    """What training did: optimiser steps, wall-clock seconds (those before a resume included), and the losses by step."""
+
+    steps: int
+    seconds: float
+    losses: list[dict[str, float]] = field(default_factory=list)
+
+
+class LossBalance:
+    """Divides each loss by the running average of its magnitude, so that none drowns another.
+
+    Args:
+        decay: of the average, corrected for its start; 0 switches the division off. floor: least magnitude divided by, so
+            that a solved loss is not blown up.
+    """
+
+    def __init__(self, decay: float, floor: float = 0.1) -> None:
+        self.decay, self.floor = decay, floor
+        self.mean: dict[str, float] = {}
+        self.count: dict[str, int] = {}
+
+    def total(self, losses: dict[str, Tensor], magnitudes: dict[str, float]) -> Tensor:
+        """The sum of balanced losses; magnitudes are the losses' values (averaged over processes)."""
+        if not self.decay:
+            return sum(losses.values())
+        parts = []
+        for name, loss in losses.items():
+            self.mean[name] = self.decay * self.mean.get(name, 0.0) + (1 - self.decay) * abs(magnitudes[name])
+            self.count[name] = self.count.get(name, 0) + 1
+            running = self.mean[name] / (1 - self.decay ** self.count[name])
+            parts.append(loss / max(running, self.floor))
+        return sum(parts)
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """A (nested, frozen) dataclass with every tensor moved to a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if is_dataclass(value):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def learning_rate_factor(step: int, config: FitConfig) -> float:
+    """Warm-up times cosine, as a factor on the peak learning rate."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return min(1.0, (step + 1) / max(config.warmup, 1)) * (0.01 + 0.99 * cosine)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Accelerate's defaults; parts of a policy may go without gradient (a head's z bins on circles)."""
+    return Accelerator(mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def fit(
+    policy: nn.Module,
+    batches: Callable[[int, int, int], Dataset],
+    config: FitConfig,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    label: str = "training",
+    accelerator: Accelerator | None = None,
+) -> FitResult:
+    """Train a policy in place; it ends with the averaged weights.
+
+    An interrupted run that is resumed ends with the same weights as one that was not: the random state of a step follows from
+    the seed, the step and the process alone.
+
+    Args:
+        policy: forward(batch) gives scalar losses by name. batches: (seed, rank, processes) to a dataset whose item i is
+            this process's whole batch of step i. folder: for the resumable state; None keeps none. resume: continue from it
+            where it is there. label: of the progress bar.
+
+    Raises:
+        ValueError: the state in `folder` belongs to other settings or another network, or is damaged.
+        FloatingPointError: a loss is not finite.
+    """
+    accelerator = accelerator or make_accelerator(config.precision)
+    state_path = folder / STATE_FILE if folder else None
+    policy.to(accelerator.device).train()
+    optimizer = torch.optim.AdamW(_parameter_groups(policy, config), lr=config.learning_rate, fused=True)
+    average = {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
+    run = _Run(config, policy, optimizer, average, LossBalance(config.balance), FitResult(0, 0.0))
+    if state_path and resume and state_path.exists():
+        run.load(state_path)
+    trained, optimizer = accelerator.prepare(policy, optimizer)
+    loader = _loader(batches(config.seed, accelerator.process_index, accelerator.num_processes), run.result.steps, config)
+    begun, before = time.perf_counter(), run.result.seconds
+    bar = tqdm(
+        total=config.steps, initial=run.result.steps, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=1
+    )
+    with bar:
+        for step, batch in zip(range(run.result.steps, config.steps), loader, strict=False):
+            torch.manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
+            losses = _step(trained, optimizer, to_device(batch, accelerator.device), run, accelerator, step)
+            run.result.steps, run.result.seconds = step + 1, before + time.perf_counter() - begun
+            bar.update()
+            if step % 10 == 0 or step + 1 == config.steps:
+                run.result.losses.append({"step": step, **losses})
+                bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
+            if state_path and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+                if accelerator.is_main_process:
+                    run.save(state_path)
+                accelerator.wait_for_everyone()
+    with torch.no_grad():
+        for name, value in policy.named_parameters():
+            if name in average:
+                value.copy_(average[name])
+    policy.eval()
+    return run.result
+
+
+def _parameter_groups(policy: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
+    """Weights decay, vectors (biases, norms, embeddings) do not; the backbone may have its own learning rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    rates = {True: config.backbone_learning_rate or config.learning_rate, False: config.learning_rate}
+    return [
+        {"params": members, "peak": rates[backbone], "weight_decay": config.weight_decay if decays else 0.0}
+        for (backbone, decays), members in sorted(groups.items())
+    ]
+
+
+def _loader(dataset: Dataset, first: int, config: FitConfig) -> Iterator:
+    return iter(DataLoader(dataset, batch_size=None, sampler=range(first, config.steps), num_workers=config.workers))
+
+
+def _step(
+    trained: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, run: _Run, accelerator: Accelerator, step: int
+) -> dict[str, float]:
+    """One optimiser step; returns the losses' values, averaged over processes."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * learning_rate_factor(step, run.config)
+    losses = trained(batch)
+    values = accelerator.reduce(torch.stack([loss.detach().float() for loss in losses.values()]), "mean").tolist()
+    named = dict(zip(losses, values, strict=True))
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(f"loss is not finite at step {step}: {named}; lower the learning rate or check the inputs for NaN")
+    optimizer.zero_grad()
+    accelerator.backward(run.balance.total(losses, named))
+    accelerator.clip_grad_norm_(trained.parameters(), run.config.clip_norm)
+    optimizer.step()
+    decay = min(run.config.ema, (1 + step) / (10 + step))
+    with torch.no_grad():
+        live = {name: value for name, value in run.policy.named_parameters() if name in run.average}
+        torch._foreach_lerp_([run.average[name] for name in live], list(live.values()), 1 - decay)
+    return named
+
+
+@dataclass
+class _Run:
+    """Everything that a resume needs."""
+
+    config: FitConfig
+    policy: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    balance: LossBalance
+    result: FitResult
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors by name. The dict refers to the live ones, so that loading copies into them."""
+        tensors = {f"weights/{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        for index, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+            for name, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{index}/{name}"] = value
+        return tensors
+
+    def save(self, path: Path) -> None:
+        meta = {
+            "config": asdict(self.config),
+            "steps": self.result.steps,
+            "seconds": self.result.seconds,
+            "losses": self.result.losses,
+            "balance": [self.balance.mean, self.balance.count],
+        }
+        tensors = {name: value.detach().contiguous() for name, value in self._tensors().items()}
+        write_atomically(path, save_tensors(tensors, {"state": json.dumps(meta)}))
+
+    def load(self, path: Path) -> None:
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = json.loads(file.metadata()["state"])
+                saved = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to train from the start") from error
+        differ = {k: (v, asdict(self.config).get(k)) for k, v in meta["config"].items() if asdict(self.config).get(k) != v}
+        if differ:
+            told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in differ.items())
+            raise ValueError(f"{path} belongs to other settings ({told}); resume with the same ones or choose another folder")
+        self._prime_optimizer()
+        live = self._tensors()
+        wrong = sorted(k for k in live.keys() | saved.keys() if k not in live or k not in saved or live[k].shape != saved[k].shape)
+        if wrong:
+            raise ValueError(f"{path} belongs to another network: {wrong[:4]} do not match; choose another folder")
+        with torch.no_grad():
+            for name, value in live.items():
+                value.copy_(saved[name])
+        self.result = FitResult(meta["steps"], meta["seconds"], meta["losses"])
+        self.balance.mean, self.balance.count = meta["balance"]
+
+    def _prime_optimizer(self) -> None:
+        """AdamW makes its state at the first step: make it by hand, to be filled."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, and an old one stays until then.
+
+    Raises:
+        OSError: the disk is full or not writable; the message names the file and its size, and the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        size = len(content) / 2**20
+        raise OSError(error.errno, f"cannot write {path} ({size:.1f} MB): {error.strerror}; free some space or choose another folder") from error
