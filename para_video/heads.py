@@ -65,7 +65,7 @@ class ParaHead(ActionHead):
         spec: ReadoutSpec,
         *,
         grid: int = 64,
-        hidden: int = 64,
+        hidden: int = 48,
         layers: int = 2,
         condition: int = 3,
         sigma_px: float = 2.0,
