@@ -43,6 +43,8 @@ class Demo:
         gripper: (n,) float32 gripper command of the expert in [-1, 1], -1 opens, 1 closes.
         camera: unbatched; the one that saw the frames.
         task: what is being done. seed: of the episode.
+        moves: (n, 3) float32 how far command k asked the gripper point to move, world metres. None where the commands are not
+            known: then targets are where the gripper went.
     """
 
     frames: np.ndarray
@@ -53,6 +55,11 @@ class Demo:
     camera: Camera
     task: str
     seed: int
+    moves: np.ndarray | None = None
+
+    def targets(self, steps: np.ndarray, *, chunk: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a policy should answer at the given steps (b,): see `future_targets`."""
+        return future_targets(self.positions, self.gripper, self.moves, steps, chunk=chunk, stride=stride)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -70,8 +77,16 @@ class DemoSet:
         return len(self.demos)
 
 
-class RecordableEnv(Env, Protocol):
-    """An Env with a scripted expert, and frames as they are stored."""
+class ScriptedEnv(Env, Protocol):
+    """An Env that knows what to do: the expert's next command, and how far a command asks the gripper point to move."""
+
+    def expert_action(self) -> np.ndarray: ...
+
+    def commanded_move(self, command: np.ndarray) -> np.ndarray: ...
+
+
+class RecordableEnv(ScriptedEnv, Protocol):
+    """A ScriptedEnv that says everything a demonstration holds; `settings` are the JSON values that its bytes depend on."""
 
     @property
     def task(self) -> str: ...
@@ -87,7 +102,35 @@ class RecordableEnv(Env, Protocol):
 
     def render(self) -> np.ndarray: ...
 
-    def expert_action(self) -> np.ndarray: ...
+
+# -------------------------------------------------------------------- targets
+
+
+def future_targets(
+    positions: np.ndarray, gripper: np.ndarray, moves: np.ndarray | None, steps: np.ndarray, *, chunk: int, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The action representation: what a policy should answer at some steps of a demonstration.
+
+    Target j is where the gripper was at the start of segment j (of `stride` control steps), plus the move that was commanded
+    during it; its gripper command is the one at the segment's start. In free motion that is where the gripper will be at the
+    segment's end. Where the demonstrator pushed or accelerated, it is further along: a gripper that blocks a push shows no
+    motion, and a target on the gripper would ask for none. After its last step a demonstration stands still.
+
+    Args:
+        positions: (n, 3) metres. gripper: (n,). moves: (n, 3) metres, or None for the moves that the gripper made.
+        steps: (b,) of the decisions.
+
+    Returns:
+        targets (b, chunk, 3) float32 in world metres, and gripper commands (b, chunk) float32.
+    """
+    n = len(positions)
+    if moves is None:
+        moves = np.diff(positions, axis=0, append=positions[-1:])
+    travelled = np.concatenate([np.zeros((1, 3)), np.cumsum(moves, axis=0, dtype=np.float64)])
+    starts = np.asarray(steps)[:, None] + stride * np.arange(chunk)
+    commanded = travelled[np.minimum(starts + stride, n)] - travelled[np.minimum(starts, n)]
+    row = np.minimum(starts, n - 1)
+    return (positions[row] + commanded).astype(np.float32), gripper[row].astype(np.float32)
 
 
 # -------------------------------------------------------------------- recording
@@ -110,26 +153,34 @@ class Plan:
     first_seed: int = 0
     noise: float = 0.0
     tail: int = 10
-    limit: int = 500
+    limit: int = 200
 
 
-def record_demo(env: RecordableEnv, seed: int, plan: Plan) -> Demo | None:
-    """Let the expert act from the start of an episode; None where it did not succeed."""
+def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = True) -> Demo | None:
+    """Let the expert act from the start of an episode.
+
+    Args:
+        frames: False renders nothing and leaves frames (n, 0, 0, 3), where only the motion is wanted.
+
+    Returns:
+        the demonstration, or None where the expert did not succeed.
+    """
     rng = np.random.default_rng((seed, 0))
     env.reset(seed)
-    rows: list[tuple[np.ndarray, ...]] = []
+    rows: list[tuple[np.ndarray | np.float32, ...]] = []
     stop, succeeded = plan.limit, False
     while len(rows) < stop:
-        command = env.expert_action()
-        pose = env.end_effector.numpy()
-        rows.append((env.render(), pose[:3, 3], pose[:3, :3], np.float32(env.gripper_opening), np.float32(command[3])))
+        command, pose = env.expert_action(), env.end_effector.numpy()
+        frame = env.render() if frames else np.empty((0, 0, 3), np.uint8)
+        opening, gripper = np.float32(env.gripper_opening), np.float32(command[3])
+        rows.append((frame, pose[:3, 3], pose[:3, :3], opening, gripper, env.commanded_move(command)))
         command[:3] += plan.noise * rng.standard_normal(3)
         if env.step(command).success and not succeeded:
             succeeded, stop = True, len(rows) + plan.tail
     if not succeeded:
         return None
-    frames, positions, rotations, openings, gripper = (np.stack(column) for column in zip(*rows, strict=True))
-    return Demo(frames, positions, rotations, openings, gripper, env.camera, env.task, seed)
+    images, positions, rotations, openings, grippers, moves = (np.stack(column) for column in zip(*rows, strict=True))
+    return Demo(images, positions, rotations, openings, grippers, env.camera, env.task, seed, moves)
 
 
 def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, bool], None] | None = None) -> DemoSet:
@@ -256,12 +307,12 @@ def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> Demo
 
 
 _REMEDY = "remove the folder and record again"
-_ROWS = {"frames": (None, None, 3), "positions": (3,), "rotations": (3, 3), "openings": (), "gripper": ()}
+_ROWS = {"frames": (None, None, 3), "positions": (3,), "rotations": (3, 3), "openings": (), "gripper": (), "moves": (3,)}
 """Shape of one step in each array of a demo; None is free."""
 
 
 def _arrays(demo: Demo) -> dict[str, np.ndarray]:
-    arrays = {name: np.ascontiguousarray(getattr(demo, name)) for name in _ROWS}
+    arrays = {name: np.ascontiguousarray(array) for name in _ROWS if (array := getattr(demo, name)) is not None}
     camera = {"intrinsics": demo.camera.intrinsics.numpy(), "world_T_camera": demo.camera.world_T_camera.numpy()}
     return arrays | camera
 
@@ -287,6 +338,8 @@ def _check(demo: Demo, path: Path) -> None:
     """Refuse arrays that do not belong together or are no numbers."""
     for name, row in _ROWS.items():
         array = getattr(demo, name)
+        if array is None:
+            continue
         shape_fits = array.ndim == 1 + len(row) and all(
             want in (None, got) for want, got in zip(row, array.shape[1:], strict=True)
         )

@@ -14,7 +14,7 @@ from para_video.camera import Camera
 
 @dataclass(frozen=True)
 class View:
-    """One camera's recent frames: clip (t, 3, H, W) float in [0, 1], oldest first; camera (t,) or unbatched if it stands still."""
+    """One camera's recent frames: clip (t, 3, H, W) float in [0, 1], oldest first; camera (t,), unbatched if it is still."""
 
     clip: Tensor
     camera: Camera
@@ -61,10 +61,35 @@ class Actions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a simulator step says: `success` is the task's own flag at this step, `ended` means no further steps are possible."""
+    """What a simulator step says: `success` is the task's own flag at this step, `ended` that no further step is possible."""
 
     success: bool
     ended: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a policy looks and how long it acts.
+
+    Args:
+        frame_stride: control steps from one target to the next, and between the frames of a clip.
+        chunk: targets in a decision. executed: how many of them are carried out before the next decision.
+
+    Raises:
+        ValueError: a number below 1, or more executed than there are.
+    """
+
+    frame_stride: int = 5
+    chunk: int = 6
+    executed: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.frame_stride, self.executed) < 1 or self.executed > self.chunk:
+            raise ValueError(f"a schedule wants frame_stride >= 1 and 1 <= executed <= chunk, got {self}")
+
+
+DEFAULT_SCHEDULE = Schedule()
+"""The one that the re-planning oracle passes on Meta-World: docs/oracle.md."""
 
 
 class Policy(Protocol):
@@ -89,7 +114,7 @@ class Env(Protocol):
 
     def reset(self, seed: int) -> None: ...
 
-    def observe(self) -> Observation: ...
+    def observe(self, *, views: bool = True) -> Observation: ...  # views=False: the robot's state alone, nothing rendered
 
     def step(self, command: np.ndarray) -> StepResult: ...
 
@@ -101,6 +126,8 @@ class Env(Protocol):
 
 
 class Servo(Protocol):
-    """Turns 3D targets into one command of a particular robot, called at every control step."""
+    """Turns one target into the commands of a particular robot for the control steps until the next target."""
 
-    def command(self, target: np.ndarray, gripper: float, position: np.ndarray) -> np.ndarray: ...
+    def commands(self, target: np.ndarray, gripper: float, position: np.ndarray, steps: int) -> np.ndarray: ...
+
+    # target (3,) and the present position (3,) in world metres, gripper in [-1, 1] -> (steps, d)

@@ -1,0 +1,288 @@
+"""Closed-loop evaluation: rollouts, paired seeds, intervals, and the checks that bound what a policy could reach.
+
+The checks are policies too, so that they meet the same servo and schedule: `ReplanningOracle` (a policy that knows the
+expert's future exactly) and `Replay` (a policy that does not look). If the oracle fails, no policy's figure means anything;
+if the replay succeeds, the task needs no eyes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from para_video.camera import Camera
+from para_video.demos import EVALUATION_SEED, Demo, ScriptedEnv, future_targets
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Env, Observation, Policy, Schedule, Servo, StepResult, View
+
+HELD_STEPS = 10
+"""A success is held when it lasts for this many steps."""
+
+RoundTrip = Callable[[Tensor, Tensor, Camera], tuple[Tensor, Tensor]]
+"""(points (t, 3), gripper (t,), camera) -> the same after what a read-out does to them."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What became of one rollout.
+
+    Args:
+        seed: of the environment. succeeded_at: step of the first success, None for a failure. held: whether the success
+            lasted for `HELD_STEPS` steps. steps: carried out. act_ms: what each decision took.
+    """
+
+    seed: int
+    succeeded_at: int | None
+    held: bool
+    steps: int
+    act_ms: tuple[float, ...] = ()
+
+    @property
+    def succeeded(self) -> bool:
+        return self.succeeded_at is not None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Episodes of one policy in one setting: one cell of a table."""
+
+    episodes: tuple[Episode, ...]
+
+    @property
+    def successes(self) -> int:
+        return sum(episode.succeeded for episode in self.episodes)
+
+    @property
+    def held(self) -> int:
+        return sum(episode.held for episode in self.episodes)
+
+    @property
+    def rate(self) -> float:
+        return self.successes / len(self.episodes)
+
+    @property
+    def wilson95(self) -> tuple[float, float]:
+        return wilson_interval(self.successes, len(self.episodes))
+
+    @property
+    def act_ms(self) -> tuple[float, float] | None:
+        """Median and 95th percentile of a decision's milliseconds; None where nothing was decided."""
+        taken = [ms for episode in self.episodes for ms in episode.act_ms]
+        return (float(np.percentile(taken, 50)), float(np.percentile(taken, 95))) if taken else None
+
+    def summary(self) -> dict[str, Any]:
+        """The cell as JSON values, with the outcome of every seed."""
+        return {
+            "successes": self.successes,
+            "held": self.held,
+            "episodes": len(self.episodes),
+            "rate": self.rate,
+            "wilson95": list(self.wilson95),
+            "act_ms": list(self.act_ms) if self.act_ms else None,
+            "succeeded_at": {str(episode.seed): episode.succeeded_at for episode in self.episodes},
+        }
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; z = 1.959964 is 95 %.
+
+    Raises:
+        ValueError: n below 1, or successes outside [0, n].
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"wants 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluation_seeds(count: int) -> range:
+    """The seeds that every policy is evaluated on; no demonstration comes from them."""
+    return range(EVALUATION_SEED, EVALUATION_SEED + count)
+
+
+def horizon_for(expert_steps: Iterable[int]) -> int:
+    """Steps that a policy is given where experts took these: half as long again as the longest, at least 150."""
+    return max(150, math.ceil(1.5 * max(expert_steps, default=0)))
+
+
+# -------------------------------------------------------------------- rollouts
+
+
+def rollout(
+    env: Env,
+    policy: Policy,
+    servo: Servo,
+    seed: int,
+    schedule: Schedule = DEFAULT_SCHEDULE,
+    *,
+    context: int = 1,
+    horizon: int = 150,
+    on_decision: Callable[[Observation, Actions], None] | None = None,
+) -> Episode:
+    """One episode. It ends `HELD_STEPS` steps after the first success, or at the horizon without one.
+
+    Args:
+        context: frames in the clip that the policy gets, `schedule.frame_stride` steps apart, the first one repeated while
+            there are fewer. 0 gives it no views, and renders nothing.
+        horizon: steps within which the task has to succeed.
+        on_decision: sees each observation and what was decided, for films and figures.
+
+    Raises:
+        ValueError: the policy answered with fewer targets than are executed, or with targets that are no numbers.
+    """
+    env.reset(seed)
+    policy.reset()
+    verdict, act_ms = _Verdict(horizon), []
+    seen: deque[Observation] = deque(maxlen=max(context, 1))
+    while True:
+        seen.append(env.observe(views=context > 0))
+        observation = _with_history(list(seen), context)
+        begin = time.perf_counter()
+        actions = policy.act(observation)
+        act_ms.append(1e3 * (time.perf_counter() - begin))
+        if on_decision is not None:
+            on_decision(observation, actions)
+        targets, gripper = _executed(actions, schedule)
+        for segment in range(schedule.executed):
+            if segment > 0 and schedule.executed - segment < context:  # the next decision's clip reaches back to here
+                seen.append(env.observe())
+            for command in servo.commands(targets[segment], gripper[segment], env.position, schedule.frame_stride):
+                if verdict.add(env.step(command)):
+                    return verdict.episode(seed, act_ms)
+
+
+def expert_rollout(env: ScriptedEnv, seed: int, *, horizon: int = 150) -> Episode:
+    """One episode of the scripted expert's own commands, by the rules of `rollout`; nothing is rendered."""
+    env.reset(seed)
+    verdict = _Verdict(horizon)
+    while not verdict.add(env.step(env.expert_action())):
+        pass
+    return verdict.episode(seed)
+
+
+def evaluate(
+    run: Callable[[int], Episode], seeds: Sequence[int], *, on_episode: Callable[[Episode], None] | None = None
+) -> Cell:
+    """Run an episode of each seed: `evaluate(lambda seed: rollout(env, policy, servo, seed), evaluation_seeds(50))`.
+
+    Policies that are given the same seeds meet the same episodes, so that their outcomes are paired.
+    """
+    episodes = []
+    for seed in seeds:
+        episodes.append(run(seed))
+        if on_episode is not None:
+            on_episode(episodes[-1])
+    return Cell(tuple(episodes))
+
+
+class _Verdict:
+    """Counts steps and successes, and says when an episode is over."""
+
+    def __init__(self, horizon: int) -> None:
+        self.horizon, self.steps, self.lasting, self.held = horizon, 0, 0, False
+        self.succeeded_at: int | None = None
+
+    def add(self, result: StepResult) -> bool:
+        """Take one more step into account; True when the episode is over."""
+        self.steps += 1
+        self.lasting = self.lasting + 1 if result.success else 0
+        self.held |= self.lasting >= HELD_STEPS
+        if result.success and self.succeeded_at is None:
+            self.succeeded_at = self.steps
+        last = self.horizon if self.succeeded_at is None else self.succeeded_at + HELD_STEPS
+        return result.ended or self.steps >= last
+
+    def episode(self, seed: int, act_ms: Sequence[float] = ()) -> Episode:
+        return Episode(seed, self.succeeded_at, self.held, self.steps, tuple(act_ms))
+
+
+def _with_history(seen: Sequence[Observation], context: int) -> Observation:
+    """The latest observation with clips of `context` frames."""
+    padded = [seen[0]] * (context - len(seen)) + list(seen)
+    views = {}
+    for name, latest in seen[-1].views.items():
+        cameras = [observation.views[name].camera for observation in padded]
+        still = all(camera is latest.camera for camera in cameras)
+        clip = torch.cat([observation.views[name].clip for observation in padded])
+        views[name] = View(clip, latest.camera if still else Camera.stack(cameras))
+    return replace(seen[-1], views=views)
+
+
+def _executed(actions: Actions, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Targets (t, 3) and gripper commands (t,) of the first batch element, as far as they are carried out."""
+    targets = actions.positions[0, : schedule.executed].double().cpu().numpy()
+    gripper = actions.gripper[0, : schedule.executed].double().cpu().numpy()
+    if len(targets) < schedule.executed or len(gripper) < schedule.executed:
+        raise ValueError(f"the policy gave {len(targets)} targets, the schedule executes {schedule.executed}; lower `executed`")
+    if not (np.isfinite(targets).all() and np.isfinite(gripper).all()):
+        raise ValueError(f"the policy gave targets that are no numbers: {targets.tolist()}, gripper {gripper.tolist()}")
+    return targets, gripper
+
+
+# -------------------------------------------------------------------- what bounds a policy
+
+
+def exact_round_trip(points: Tensor, gripper: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Project points (t, 3) and lift their pixels back at their heights: what is left is the arithmetic's own error."""
+    pixels, _ = camera.project(points)
+    return camera.lift_at_height(pixels, points[..., 2]), gripper
+
+
+class ReplanningOracle:
+    """Answers with what the expert would do from the present state, after a read-out's round trip.
+
+    At each decision the expert runs from here for a chunk, the state is restored, and the future becomes targets as it does
+    in a demonstration. What then fails is the action representation, the schedule, the read-out's precision or the servo.
+
+    Args:
+        env: the one that the rollout steps.
+        round_trip: points (t, 3), gripper (t,) and camera -> what is left of points and gripper after encoding and decoding.
+    """
+
+    def __init__(
+        self, env: ScriptedEnv, schedule: Schedule = DEFAULT_SCHEDULE, round_trip: RoundTrip = exact_round_trip
+    ) -> None:
+        self.env, self.schedule, self.round_trip = env, schedule, round_trip
+
+    def reset(self) -> None:
+        """Nothing is remembered between decisions."""
+
+    def act(self, observation: Observation) -> Actions:
+        """The expert's future; the observation is not looked at."""
+        state = self.env.save_state()
+        rows = []
+        for _ in range(self.schedule.chunk * self.schedule.frame_stride):
+            command = self.env.expert_action()
+            rows.append((self.env.position, command[3], self.env.commanded_move(command)))
+            self.env.step(command)
+        self.env.restore_state(state)
+        positions, gripper, moves = (np.stack(column) for column in zip(*rows, strict=True))
+        chunk, stride = self.schedule.chunk, self.schedule.frame_stride
+        targets, efforts = future_targets(positions, gripper, moves, np.zeros(1, int), chunk=chunk, stride=stride)
+        decoded, effort = self.round_trip(torch.from_numpy(targets[0]), torch.from_numpy(efforts[0]), self.env.camera)
+        return Actions(decoded[None], effort[None])
+
+
+class Replay:
+    """Carries out the targets of a demonstration at its own pace, whatever it sees; then it holds the last one."""
+
+    def __init__(self, demo: Demo, schedule: Schedule = DEFAULT_SCHEDULE) -> None:
+        self.demo, self.schedule, self.step = demo, schedule, 0
+
+    def reset(self) -> None:
+        self.step = 0
+
+    def act(self, observation: Observation) -> Actions:
+        """The next chunk of the demonstration."""
+        chunk, stride = self.schedule.chunk, self.schedule.frame_stride
+        targets, gripper = self.demo.targets(np.array([self.step]), chunk=chunk, stride=stride)
+        self.step += self.schedule.executed * stride
+        return Actions(torch.from_numpy(targets), torch.from_numpy(gripper))
