@@ -313,7 +313,7 @@ class GlobalRegressionHead(RegressionHead):
         pooling: Pooling = "softmax",
         relative: bool = True,
         rotation: bool = False,
-        hidden: int = 64,
+        hidden: int = 48,
         layers: int = 2,
         points: int = 32,
         width: int = 256,
