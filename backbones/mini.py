@@ -9,6 +9,9 @@ velocity v = x - (last observed frame + F), so F at sigma = 1 is the expected ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,51 +36,77 @@ class ChannelNorm(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with a residual; the second is modulated by an embedding (b, d) when one is given."""
+class DownBlock(nn.Module):
+    """Two 3x3 convolutions with a residual."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, embedding: int = 0) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1)
-        self.norm1 = ChannelNorm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
-        self.norm2 = ChannelNorm(outputs)
-        self.modulate = nn.Linear(embedding, 2 * outputs) if embedding else None
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1), ChannelNorm(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1), ChannelNorm(outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1, stride) if inputs != outputs or stride > 1 else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        h = self.norm1(self.conv1(x))
-        if self.modulate is not None:
-            scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, 1)
-            h = h * (1 + scale) + shift
-        return F.silu(self.norm2(self.conv2(F.silu(h))) + self.skip(x))
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm1(self.conv1(x)))
+        return F.silu(self.norm2(self.conv2(h)) + self.skip(x))
+
+
+class UpBlock(nn.Module):
+    """Joins the coarser map, upsampled, with the encoder's map of this scale.
+
+    The two are added, not concatenated: the encoder's part is then convolved once for all frames that share it.
+    """
+
+    def __init__(self, below: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.from_below, self.from_skip = nn.Conv2d(below, outputs, 1), nn.Conv2d(skip, outputs, 3, 1, 1)
+        self.conv, self.norm = nn.Conv2d(outputs, outputs, 3, 1, 1), ChannelNorm(outputs)
+
+    def forward(self, below: Tensor, skip: Shared) -> Tensor:
+        up = F.interpolate(self.from_below(below), scale_factor=2, mode="bilinear", align_corners=False)
+        h = F.silu(up + skip.map(self.from_skip).frames())
+        return F.silu(self.norm(self.conv(h)) + h)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Per-frame maps of b clips: observed (b * t, c, h, w), and future (b * n, c, h, w), where n is the horizon, or 1 for one map
+    that all future frames share, or future is None."""
+
+    observed: Tensor
+    future: Tensor | None
+    b: int
+    horizon: int
+
+    def map(self, layer: Callable[[Tensor], Tensor]) -> Shared:
+        """The layer applied to each distinct map once."""
+        return replace(self, observed=layer(self.observed), future=None if self.future is None else layer(self.future))
+
+    def frames(self) -> Tensor:
+        """(b * (t + horizon), c, h, w)."""
+        if self.future is None:
+            return self.observed
+        future = self.future.unflatten(0, (self.b, -1)).expand(-1, self.horizon, -1, -1, -1)
+        return torch.cat([self.observed.unflatten(0, (self.b, -1)), future], 1).flatten(0, 1)
 
 
 class TokenBlock(nn.Module):
-    """Pre-norm transformer block on tokens (b, s, n, c): attention inside each frame, attention of each cell through time, MLP.
+    """Pre-norm transformer block along the last but one dimension of tokens (p, n, c).
 
-    Factorised (Bertasius et al. 2021, divided space-time attention). Scores are written out as products: for rows this
-    short, fused attention costs several times as much on a CPU.
+    Scores are written out as products: for rows this short, fused attention costs several times as much on a CPU.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, ratio: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        self.qkv = nn.ModuleList(nn.Linear(channels, 3 * channels) for _ in range(2))
-        self.out = nn.ModuleList(nn.Linear(channels, channels) for _ in range(2))
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def _attention(self, x: Tensor, which: int) -> Tensor:
-        """Attention along the last but one dimension of (p, q, n, c)."""
-        q, k, v = self.qkv[which](self.norms[which](x)).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return self.out[which]((scores.softmax(-1).to(v.dtype) @ v).transpose(-2, -3).flatten(-2))
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, ratio * channels), nn.GELU(), nn.Linear(ratio * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attention(x, 0)
-        x = x + self._attention(x.transpose(1, 2), 1).transpose(1, 2)
-        return x + self.mlp(self.norms[2](x))
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        x = x + self.out((scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
 
 
 class MiniVideo(VideoBackbone):
@@ -86,12 +115,12 @@ class MiniVideo(VideoBackbone):
     Args:
         width: channels at stride 4; twice that at stride 8 and four times at stride 16.
         channels: of the maps it gives, at stride 4.
-        depth: attention blocks at stride 16.
+        depth: attention blocks inside frames, at stride 16; one through time follows.
         max_context: most observed frames. max_horizon: most future frames.
     """
 
     def __init__(
-        self, width: int = 32, channels: int = 64, depth: int = 2, heads: int = 4, max_context: int = 8, max_horizon: int = 16
+        self, width: int = 32, channels: int = 48, depth: int = 2, heads: int = 4, max_context: int = 8, max_horizon: int = 16
     ) -> None:
         super().__init__()
         self.spec = FeatureSpec(
@@ -102,11 +131,11 @@ class MiniVideo(VideoBackbone):
         self.stem = nn.Conv2d(3, c, 6, STRIDE, 1)
         self.stem_last = nn.Conv2d(3, c, 6, STRIDE, 1)
         self.is_future = nn.Parameter(torch.randn(c) * 0.02)
-        self.down1, self.down2, self.down3 = ConvBlock(c, c), ConvBlock(c, 2 * c, 2), ConvBlock(2 * c, 4 * c, 2)
+        self.down1, self.down2, self.down3 = DownBlock(c, c), DownBlock(c, 2 * c, 2), DownBlock(2 * c, 4 * c, 2)
         self.embed = nn.Sequential(nn.Linear(2 * e, e), nn.SiLU(), nn.Linear(e, e))
-        self.blocks = nn.ModuleList(TokenBlock(4 * c, heads) for _ in range(depth))
-        self.up2, self.up1 = ConvBlock(6 * c, 2 * c, embedding=e), ConvBlock(3 * c, c, embedding=e)
-        self.to_map = nn.Conv2d(c, channels, 1)
+        self.space = nn.Sequential(*(TokenBlock(4 * c, heads, 4) for _ in range(depth)))
+        self.time = TokenBlock(4 * c, heads, 2)
+        self.up2, self.up1 = UpBlock(4 * c, 2 * c, 2 * c), UpBlock(2 * c, c, channels)
         self.to_frame = nn.Conv2d(channels, 3 * STRIDE**2, 1)
         nn.init.zeros_(self.to_frame.weight)
         nn.init.zeros_(self.to_frame.bias)
@@ -114,59 +143,49 @@ class MiniVideo(VideoBackbone):
 
     # ---------------------------------------------------------------- the network
 
-    def _encode(self, frames: Tensor, last: Tensor, future: bool) -> list[Tensor]:
-        """Frames (n, 3, H, W) in [-1, 1], each beside the last observed one, to maps at strides 4, 8 and 16."""
-        stem = self.stem(frames.contiguous(memory_format=torch.channels_last))
-        stem = stem + self.stem_last(last.contiguous(memory_format=torch.channels_last))
-        if future:
-            stem = stem + self.is_future[:, None, None]
-        fine = self.down1(F.silu(stem))
-        middle = self.down2(fine)
-        return [fine, middle, self.down3(middle)]
+    def _stem(self, frames: Tensor, last: Tensor) -> Tensor:
+        """Frames (b, n, 3, H, W) in [-1, 1], each beside the last observed one (b, 3, H, W), to (b * n, c, h, w) at stride 4."""
+        each = self.stem(frames.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        beside = self.stem_last(last.contiguous(memory_format=torch.channels_last))
+        return (each.unflatten(0, frames.shape[:2]) + beside[:, None]).flatten(0, 1)
 
     def _maps(self, observed: Tensor, scaled_future: Tensor | None, horizon: int, sigma: Tensor) -> Tensor:
         """Maps (b, t + horizon, c, h, w). scaled_future (b, horizon, 3, H, W) is (1 - sigma) x, or None where sigma is 1: the
         future frames then all look alike to the encoder, and one of them stands for all."""
         b, t = observed.shape[:2]
-        s = t + horizon
-        last = observed[:, -1:]
-        levels = [self._encode(observed.flatten(0, 1), last.expand(-1, t, -1, -1, -1).flatten(0, 1), future=False)]
+        last, future = observed[:, -1], None
         if horizon:
-            future = torch.zeros_like(last) if scaled_future is None else scaled_future
-            n = future.shape[1]
-            levels.append(self._encode(future.flatten(0, 1), last.expand(-1, n, -1, -1, -1).flatten(0, 1), future=True))
-        fine, middle, coarse = (self._join(parts, b, t, horizon) for parts in zip(*levels, strict=True))
-        times = torch.arange(s, device=observed.device) - (t - 1.0)
-        level = torch.where(times > 0, sigma[:, None], torch.zeros_like(sigma)[:, None])
+            future = torch.zeros_like(observed[:, -1:]) if scaled_future is None else scaled_future
+            future = self._stem(future, last) + self.is_future[:, None, None]
+        stem = Shared(self._stem(observed, last), future, b, horizon)
+        fine = stem.map(F.silu).map(self.down1)
+        middle = fine.map(self.down2)
+        coarse = middle.map(self.down3).map(self._through_space).frames()
+        coarse = self._through_time(coarse.unflatten(0, (b, t + horizon)), self._embedding(t, horizon, sigma))
+        return self.up1(self.up2(coarse, middle), fine).unflatten(0, (b, t + horizon))
+
+    def _embedding(self, t: int, horizon: int, sigma: Tensor) -> Tensor:
+        """(b, t + horizon, e) of each frame's time and noise level; observed frames are clean."""
+        times = torch.arange(t + horizon, device=sigma.device) - (t - 1.0)
+        level = sigma[:, None] * (times > 0)
         dim = self.embed[0].in_features // 2
-        embedding = self.embed(torch.cat([sinusoid(times, dim).expand(b, s, dim), sinusoid(level * 32, dim)], -1)).flatten(0, 1)
-        coarse = self._attend(coarse, embedding, b, s)
-        up = lambda x: F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)  # noqa: E731
-        h = self.up2(torch.cat([up(coarse), middle], 1), embedding)
-        h = self.up1(torch.cat([up(h), fine], 1), embedding)
-        return self.to_map(h).unflatten(0, (b, s))
+        known = torch.cat([sinusoid(times, dim).expand(*level.shape, dim), sinusoid(level * 32, dim)], -1)
+        return self.embed(known)
 
-    @staticmethod
-    def _join(parts: tuple[Tensor, ...], b: int, t: int, horizon: int) -> Tensor:
-        """Per-frame maps of observed and future frames, (b * (t + horizon), c, h, w); a single future one is shared by all."""
-        maps = parts[0]
-        if horizon:
-            future = parts[1].unflatten(0, (b, -1)).expand(-1, horizon, -1, -1, -1)
-            maps = torch.cat([maps.unflatten(0, (b, t)), future], 1).flatten(0, 1)
-        return maps.contiguous(memory_format=torch.channels_last)
-
-    def _attend(self, coarse: Tensor, embedding: Tensor, b: int, s: int) -> Tensor:
-        """Attention in space and time at the coarsest scale."""
+    def _through_space(self, coarse: Tensor) -> Tensor:
+        """Attention inside each frame, (n, c, h, w)."""
         c, h, w = coarse.shape[1:]
-        quarter = c // 2
-        rows = sinusoid(torch.arange(h, device=coarse.device), quarter)[:, None].expand(h, w, quarter)
-        columns = sinusoid(torch.arange(w, device=coarse.device), quarter)[None].expand(h, w, quarter)
-        place = torch.cat([rows, columns], -1)
-        tokens = coarse.permute(0, 2, 3, 1) + place.to(coarse.dtype) + embedding[:, None, None].to(coarse.dtype)
-        tokens = tokens.reshape(b, s, h * w, c)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return tokens.reshape(b * s, h, w, c).permute(0, 3, 1, 2)
+        rows = sinusoid(torch.arange(h, device=coarse.device), c // 2)[:, None].expand(h, w, -1)
+        columns = sinusoid(torch.arange(w, device=coarse.device), c // 2)[None].expand(h, w, -1)
+        tokens = coarse.permute(0, 2, 3, 1) + torch.cat([rows, columns], -1).to(coarse.dtype)
+        return self.space(tokens.flatten(1, 2)).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+
+    def _through_time(self, coarse: Tensor, embedding: Tensor) -> Tensor:
+        """Attention of each cell through the frames, (b, s, c, h, w) with an embedding (b, s, c); gives (b * s, c, h, w)."""
+        b, s, _, h, w = coarse.shape
+        tokens = coarse.permute(0, 3, 4, 1, 2) + embedding[:, None, None].to(coarse.dtype)
+        tokens = self.time(tokens.flatten(0, 2))
+        return tokens.view(b, h, w, s, -1).permute(0, 3, 4, 1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     # ---------------------------------------------------------------- the contract
 

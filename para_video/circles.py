@@ -266,7 +266,7 @@ class Motion:
 
 def fetch_duration(home: np.ndarray, pick: np.ndarray, place: np.ndarray, unit: float, tempo: float) -> tuple[float, float]:
     """Frames that the reach and the carry take: longer ways take longer, but less than in proportion (Fitts's finding)."""
-    return tuple(tempo * (9.0 + math.dist(a, b) / (5.0 * unit)) for a, b in ((home, pick), (pick, place)))
+    return tuple(tempo * (8.0 + math.dist(a, b) / (6.0 * unit)) for a, b in ((home, pick), (pick, place)))
 
 
 def fetch(
@@ -430,9 +430,9 @@ def _draw_task(rng: np.random.Generator, config: CircleVideos) -> _Task:
     pick, place = thing - _REACH * radius * along, goal - _REACH * radius * along
     border = -12 if rng.random() < 0.12 else 14  # some grippers enter the image during the clip
     home = _far(rng, pick, 32 * unit, border * unit, size)
-    durations = fetch_duration(home, pick, place, unit, rng.uniform(0.85, 1.2))
+    durations = fetch_duration(home, pick, place, unit, rng.uniform(0.9, 1.1))
     start = rng.uniform(-1.0, max(0.0, sum(durations) + 2 * _GRIP_FRAMES - config.observed))
-    arc = -along * rng.uniform(0.05, 0.3) * math.dist(pick, place)  # away from the table, where the fingers point
+    arc = -along * rng.uniform(0.1, 0.25) * math.dist(pick, place)  # away from the table, where the fingers point
     motion = fetch(start + np.arange(frames), home, pick, place, durations, arc)
     return _Task(thing, goal, motion, radius, angle)
 

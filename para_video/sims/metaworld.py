@@ -6,8 +6,9 @@ done about each of these is said where it happens. Physics needs no OpenGL: a re
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import ctypes.util
+import ctypes
 import difflib
 import os
 import sys
@@ -24,12 +25,19 @@ from torch import Tensor
 from para_video.camera import Camera, orbit
 from para_video.policy import Observation, StepResult, View
 
+
+def _available_opengl() -> str:
+    """MuJoCo's name of an offscreen OpenGL that can be loaded here; "disabled" where there is none."""
+    for name, library in (("egl", "libEGL.so.1"), ("osmesa", "libOSMesa.so.8"), ("osmesa", "libOSMesa.so.6")):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(library)
+            return name
+    return "disabled"
+
+
 if sys.platform.startswith("linux"):
-    # MuJoCo picks its OpenGL at import and fails there without a library, even where only physics is wanted.
-    os.environ.setdefault(
-        "MUJOCO_GL",
-        next((gl for gl, name in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(name)), "disabled"),
-    )
+    # MuJoCo picks its OpenGL at import and fails there without the library, even where only physics is wanted.
+    os.environ.setdefault("MUJOCO_GL", _available_opengl())
 
 try:
     import mujoco
@@ -308,7 +316,7 @@ def _renderer(model: mujoco.MjModel, fovy_deg: float, size: int, shadows: bool) 
     model.vis.quality.offsamples = 4 if shadows else 0
     try:
         return mujoco.Renderer(model, size, size)
-    except (AttributeError, ImportError, RuntimeError) as error:
+    except (AttributeError, ImportError, RuntimeError, mujoco.FatalError) as error:
         raise RuntimeError(
             f"no offscreen OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}): install Debian's libegl1, or libosmesa6 and "
             "set MUJOCO_GL=osmesa"
