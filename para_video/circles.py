@@ -266,7 +266,7 @@ class Motion:
 
 def fetch_duration(home: np.ndarray, pick: np.ndarray, place: np.ndarray, unit: float, tempo: float) -> tuple[float, float]:
     """Frames that the reach and the carry take: longer ways take longer, but less than in proportion (Fitts's finding)."""
-    return tuple(tempo * (8.0 + math.dist(a, b) / (6.0 * unit)) for a, b in ((home, pick), (pick, place)))
+    return tuple(tempo * (8.5 + math.dist(a, b) / (5.5 * unit)) for a, b in ((home, pick), (pick, place)))
 
 
 def fetch(
