@@ -32,9 +32,7 @@ def inside(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return ((pixels >= -0.5) & (pixels <= limit)).all(-1)
 
 
-def gaussian_targets(
-    pixels: Tensor, visible: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma_px: float
-) -> Tensor:
+def gaussian_targets(pixels: Tensor, visible: Tensor, grid: tuple[int, int], size: tuple[int, int], sigma_px: float) -> Tensor:
     """Target distributions over the cells and one last class, "not visible".
 
     Args:
@@ -65,10 +63,11 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = N
     Returns:
         a scalar in float32; zero (still attached to the graph) where nothing is set.
     """
+    if mask is not None:
+        # the targets and not only the loss: a NaN label would reach the gradient through its zero weight
+        target = torch.where(mask[..., None], target, torch.zeros_like(target))
     loss = -(target * F.log_softmax(logits.float(), -1)).sum(-1)
-    if mask is None:
-        return loss.mean()
-    return torch.where(mask, loss, torch.zeros_like(loss)).sum() / mask.sum().clamp_min(1)
+    return loss.mean() if mask is None else loss.sum() / mask.sum().clamp_min(1)
 
 
 def window_soft_argmax(logits: Tensor, window: int = 5) -> Tensor:
@@ -118,7 +117,9 @@ class Bins:
 
     def __post_init__(self) -> None:
         if not (self.count >= 2 and self.high > self.low and math.isfinite(self.high - self.low)):
-            raise ValueError(f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]")
+            raise ValueError(
+                f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]"
+            )
 
     @property
     def width(self) -> float:
@@ -138,6 +139,7 @@ class Bins:
     def decode(self, logits: Tensor, window: int = 5) -> Tensor:
         """(..., count) logits to (...) values in float32: the expectation in a window of bins around the highest one."""
         logits = logits.float()
+        window = min(window, self.count) if self.circular else window  # else some bins would count twice
         reach = torch.arange(window, device=logits.device) - window // 2
         near = logits.argmax(-1)[..., None] + reach
         if self.circular:
