@@ -31,7 +31,8 @@ class RobotState:
 
     def pixel(self) -> Tensor:
         """(b, 2) where the gripper point is seen."""
-        return self.camera.project(self.position[:, None])[0][:, 0]
+        with torch.autocast(self.position.device.type, enabled=False):  # in bf16 it would be off by a tenth of a pixel
+            return self.camera.project(self.position[:, None])[0][:, 0]
 
     def to(self, device: torch.device) -> RobotState:
         return RobotState(self.camera.to(device), *(part.to(device) for part in (self.position, self.rotation, self.opening)))

@@ -225,7 +225,8 @@ def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int
     axis = torch.arange(side, device=maps.device, dtype=affine.dtype)
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     pixels = (torch.stack([columns, rows], -1) + 0.5) * step - 0.5
-    cells = pixels @ affine[:, :2].mT + affine[:, 2]
+    with torch.autocast(maps.device.type, enabled=False):
+        cells = pixels @ affine[:, :2].mT + affine[:, 2]
     return _sample(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
 
 
@@ -254,4 +255,5 @@ def _sample(maps: Tensor, cells: Tensor) -> Tensor:
     h, w = maps.shape[-2:]
     scale = torch.tensor([2 / w, 2 / h]).to(cells)
     grid = (cells + 0.5) * scale - 1
-    return F.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)
+    # in float32: a bf16 grid would be off by a tenth of a cell
+    return F.grid_sample(maps.float(), grid.float(), padding_mode="border", align_corners=False).to(maps.dtype)

@@ -1,7 +1,7 @@
 """From a head's maps to actions: targets, decoding, lifting, and the rotation convention.
 
-Rotations are read as Euler angles (x, y, z; R = Rz Ry Rx) of reference_R_gripper, the gripper's orientation relative to a declared
-reference frame. Choose the reference so that usual poses lie far from the Euler singularity at y = +-90 degrees.
+Rotations are read as Euler angles (x, y, z; R = Rz Ry Rx) of reference_R_gripper, the gripper's orientation relative to a
+declared reference frame. Choose the reference so that usual poses lie far from the Euler singularity at y = +-90 degrees.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class ReadoutSpec:
 
     def rotation_angles(self, rotations: Tensor) -> Tensor:
         """(..., 3, 3) world_R_gripper to (..., 3) Euler angles in the reference frame, radians."""
-        return euler_from_matrix(rotations.new_tensor(self.reference).mT @ rotations)
+        with torch.autocast(rotations.device.type, enabled=False):
+            return euler_from_matrix(rotations.new_tensor(self.reference).mT @ rotations)
 
     def rotation_matrix(self, angles: Tensor) -> Tensor:
         """The inverse of `rotation_angles`."""
@@ -133,7 +134,7 @@ def euler_from_matrix(matrix: Tensor) -> Tensor:
 
 
 def _entropy(log_probability: Tensor) -> Tensor:
-    return -(log_probability.exp() * log_probability).sum(-1)
+    return torch.special.entr(log_probability.exp()).sum(-1)  # 0 log 0 counts as 0
 
 
 class Readout:
@@ -160,6 +161,10 @@ class Readout:
         Raises:
             ValueError: NaN in the maps, or a camera none of whose rays meets the lift's planes.
         """
+        with torch.autocast(maps.heat.device.type, enabled=False):  # bf16 matrix products would move points by millimetres
+            return self._decode(maps, camera, pixels)
+
+    def _decode(self, maps, camera: Camera, pixels: Tensor | None) -> Actions:
         heat = maps.heat.float()
         grid = heat.shape[-2:]
         if pixels is None:
@@ -213,6 +218,7 @@ def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tupl
     Returns:
         f(points (t, 3), gripper (t,), camera unbatched) -> (points, gripper), what a perfect network would act.
     """
+
     def through(points: Tensor, gripper: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
         pixels, _ = camera.project(points)
         cells = gaussian_targets(pixels, torch.ones(len(pixels), dtype=torch.bool), (grid, grid), size, sigma_px)
