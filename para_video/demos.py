@@ -1,6 +1,7 @@
 """Demonstrations: record them from a scripted expert, keep them on disk, choose a few of them.
 
-A demo set is a folder: `demos.json` (what the set is, and one entry per demo) beside one safetensors file per demo.
+A demo set is a folder: `demos.json` (what the set is, and one entry per demo) beside one safetensors file per demo. To use your
+own, build `Demo`s and call `save_demos`. Nothing in a set is ever executed: no pickles.
 """
 
 from __future__ import annotations
@@ -223,12 +224,16 @@ def cached_demos(
     Args:
         cache: default `cache_folder()`.
     """
-    what = json.dumps({"format": FORMAT, **env.settings, **asdict(plan)}, sort_keys=True)
-    key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = (cache or cache_folder()) / f"{env.task}-{plan.count}-{key}"
+    folder = (cache or cache_folder()) / cache_name(env.settings, plan)
     if not folder.exists():
         save_demos(record_demos(env, plan, on_episode=on_episode), folder)
     return load_demos(folder)
+
+
+def cache_name(settings: Mapping[str, Any], plan: Plan) -> str:
+    """The folder's name of a demo set: another one whenever a setting, a version or the plan differs."""
+    what = json.dumps({"format": FORMAT, **settings, **asdict(plan)}, sort_keys=True)
+    return f"{settings['task']}-{plan.count}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
 def cache_folder() -> Path:
@@ -283,13 +288,15 @@ def load_demos(folder: Path) -> DemoSet:
         raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
     try:
         summary = json.loads(index.read_text())
-        found, entries = summary["format"], summary["demos"]
+        readable = summary["format"] == FORMAT
+        entries = summary["demos"] if readable else []
+        files = [(folder / entry["file"], entry["task"], entry["seed"], entry.get("sha256")) for entry in entries]
+        discarded, settings = summary["discarded"], summary["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is damaged ({error!r}); {_REMEDY}") from error
-    if found != FORMAT:
-        raise ValueError(f"{index} has format {found}, this version reads {FORMAT}; {_REMEDY}")
-    demos = tuple(_load_demo(folder, entry) for entry in entries)
-    return DemoSet(demos, tuple(summary["discarded"]), summary["settings"])
+    if not readable:
+        raise ValueError(f"{index} has format {summary['format']}, this version reads {FORMAT}; {_REMEDY}")
+    return DemoSet(tuple(_load_demo(*file) for file in files), tuple(discarded), settings)
 
 
 def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> DemoSet:
@@ -317,17 +324,16 @@ def _arrays(demo: Demo) -> dict[str, np.ndarray]:
     return arrays | camera
 
 
-def _load_demo(folder: Path, entry: Mapping[str, Any]) -> Demo:
-    path = folder / str(entry["file"])
+def _load_demo(path: Path, task: str, seed: int, checksum: str | None) -> Demo:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is listed in demos.json and missing; {_REMEDY}")
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{path} is damaged: {len(content)} bytes that do not match the checksum in demos.json; {_REMEDY}")
+    if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
+        raise ValueError(f"{path} is damaged: its {len(content)} bytes do not match the checksum in demos.json; {_REMEDY}")
     try:
         arrays = load_tensors(content)
         camera = Camera(torch.from_numpy(arrays.pop("intrinsics")), torch.from_numpy(arrays.pop("world_T_camera")))
-        demo = Demo(**arrays, camera=camera, task=entry["task"], seed=entry["seed"])
+        demo = Demo(**arrays, camera=camera, task=task, seed=seed)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a demo ({error}); {_REMEDY}") from error
     _check(demo, path)

@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Box
 
 from para_video.sims import metaworld
-from para_video.sims.metaworld import METRES_PER_COMMAND, TASKS, CameraPlacement, MetaWorldEnv, MetaWorldServo
+from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv, MetaWorldServo
 
 mujoco = metaworld.mujoco  # not imported by itself: para_video chooses its OpenGL first
 PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION

@@ -318,8 +318,8 @@ def _renderer(model: mujoco.MjModel, fovy_deg: float, size: int, shadows: bool) 
         return mujoco.Renderer(model, size, size)
     except (AttributeError, ImportError, RuntimeError, mujoco.FatalError) as error:
         raise RuntimeError(
-            f"no offscreen OpenGL (MUJOCO_GL is {os.environ.get('MUJOCO_GL', '')!r}): install Debian's libegl1, or libosmesa6 with "
-            "MUJOCO_GL=osmesa; if mujoco was imported before para_video.sims.metaworld, set MUJOCO_GL before that"
+            f"no offscreen OpenGL (MUJOCO_GL is {os.environ.get('MUJOCO_GL', '')!r}): install Debian's libegl1, or libosmesa6 "
+            "with MUJOCO_GL=osmesa; if mujoco was imported before para_video.sims.metaworld, set MUJOCO_GL before that"
         ) from error
 
 
