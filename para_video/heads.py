@@ -185,10 +185,12 @@ class ParaHead(ActionHead):
         heat = torch.cat([maps.heat.flatten(-2), maps.outside[..., None]], -1)
         if targets.positions is None:
             return {"heat": masked_cross_entropy(heat, goal, targets.labelled)}
-        known = targets.visible & inside(targets.pixels, maps.size)
+        known = _both(targets.visible & inside(targets.pixels, maps.size), targets.labelled)
         placed = _both(known, targets.position_mask)
         goal_z = spec.z.targets(spec.z_of(targets.positions, camera))
-        pixels = targets.pixels + self.jitter_px * torch.randn_like(targets.pixels) if self.training else targets.pixels
+        pixels = torch.where(known[..., None], targets.pixels, torch.zeros_like(targets.pixels))
+        if self.training:
+            pixels = pixels + self.jitter_px * torch.randn_like(pixels)
         read = self.read(maps, pixels)
         if maps.volume is None:
             losses = {
@@ -196,13 +198,15 @@ class ParaHead(ActionHead):
                 "z": masked_cross_entropy(read.z, goal_z, placed),
             }
         else:
-            # one softmax over (z, h, w): entries without a position supervise its marginal, the heatmap
+            # one softmax over (z, h, w): entries without a position supervise its marginal, the heatmap; all count alike
             joint = torch.cat([maps.volume.flatten(-3), maps.outside[..., None]], -1)
             goal_joint = torch.cat(
                 [rearrange(goal_z[..., None] * goal[..., None, :-1], "b t z n -> b t (z n)"), goal[..., -1:]], -1
             )
-            flat = masked_cross_entropy(heat, goal, _both(~placed, targets.labelled))
-            losses = {"heat": masked_cross_entropy(joint, goal_joint, placed) + flat}
+            flat = _both(~placed, targets.labelled)
+            share = placed.sum() / (placed | flat).sum().clamp_min(1)
+            whole, marginal = masked_cross_entropy(joint, goal_joint, placed), masked_cross_entropy(heat, goal, flat)
+            losses = {"heat": share * whole + (1 - share) * marginal}
         if targets.gripper is not None:
             goal_gripper = spec.gripper_targets(targets.gripper)
             losses["gripper"] = masked_cross_entropy(read.gripper, goal_gripper, _both(known, targets.gripper_mask))
