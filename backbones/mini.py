@@ -5,15 +5,20 @@ trained by flow matching (Lipman et al. 2023) to denoise future frames given obs
 sigma in [0, 1] a future frame is x = (1 - sigma) z + sigma n. The network sees (1 - sigma) x, so that at sigma = 1 nothing of the
 future reaches it and its features are deterministic: that is the level at which features are read. Its output F gives the
 velocity v = x - (last observed frame + F), so F at sigma = 1 is the expected change of the frame.
+
+Observed frames have a map each. Future frames share one by `tubelet`, as in the causal autoencoders of large video models: the
+frames of a group are stacked as channels where they enter and where they leave.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, sinusoid, stride_affine
@@ -69,23 +74,23 @@ class UpBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Shared:
-    """Per-frame maps of b clips: observed (b * t, c, h, w), and future (b * n, c, h, w), where n is the horizon, or 1 for one map
-    that all future frames share, or future is None."""
+    """Maps of b clips: observed (b * t, c, h, w), and future (b * n, c, h, w), where n is `groups`, or 1 for one map that stands
+    for all groups, or future is None."""
 
     observed: Tensor
     future: Tensor | None
     b: int
-    horizon: int
+    groups: int
 
     def map(self, layer: Callable[[Tensor], Tensor]) -> Shared:
         """The layer applied to each distinct map once."""
         return replace(self, observed=layer(self.observed), future=None if self.future is None else layer(self.future))
 
     def frames(self) -> Tensor:
-        """(b * (t + horizon), c, h, w)."""
+        """(b * (t + groups), c, h, w)."""
         if self.future is None:
             return self.observed
-        future = self.future.unflatten(0, (self.b, -1)).expand(-1, self.horizon, -1, -1, -1)
+        future = self.future.unflatten(0, (self.b, -1)).expand(-1, self.groups, -1, -1, -1)
         return torch.cat([self.observed.unflatten(0, (self.b, -1)), future], 1).flatten(0, 1)
 
 
@@ -116,57 +121,64 @@ class MiniVideo(VideoBackbone):
         width: channels at stride 4; twice that at stride 8 and four times at stride 16.
         channels: of the maps it gives, at stride 4.
         depth: attention blocks inside frames, at stride 16; one through time follows.
-        max_context: most observed frames. max_horizon: most future frames.
+        max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
     """
 
     def __init__(
-        self, width: int = 32, channels: int = 48, depth: int = 2, heads: int = 4, max_context: int = 8, max_horizon: int = 16
+        self,
+        width: int = 32,
+        channels: int = 32,
+        depth: int = 2,
+        heads: int = 4,
+        max_context: int = 8,
+        max_horizon: int = 18,
+        tubelet: int = 3,
     ) -> None:
         super().__init__()
         self.spec = FeatureSpec(
-            channels, STRIDE, span=1, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
+            channels, STRIDE, span=tubelet, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
             generative=True,
         )  # fmt: skip
-        c, e = width, 4 * width
+        c, e, self.tubelet = width, 4 * width, tubelet
         self.stem = nn.Conv2d(3, c, 6, STRIDE, 1)
         self.stem_last = nn.Conv2d(3, c, 6, STRIDE, 1)
-        self.is_future = nn.Parameter(torch.randn(c) * 0.02)
+        self.stem_future = nn.Conv2d(3 * tubelet, c, 6, STRIDE, 1)
         self.down1, self.down2, self.down3 = DownBlock(c, c), DownBlock(c, 2 * c, 2), DownBlock(2 * c, 4 * c, 2)
         self.embed = nn.Sequential(nn.Linear(2 * e, e), nn.SiLU(), nn.Linear(e, e))
         self.space = nn.Sequential(*(TokenBlock(4 * c, heads, 4) for _ in range(depth)))
         self.time = TokenBlock(4 * c, heads, 2)
         self.up2, self.up1 = UpBlock(4 * c, 2 * c, 2 * c), UpBlock(2 * c, c, channels)
-        self.to_frame = nn.Conv2d(channels, 3 * STRIDE**2, 1)
+        self.to_frame = nn.Conv2d(channels, 3 * tubelet * STRIDE**2, 1)
         nn.init.zeros_(self.to_frame.weight)
         nn.init.zeros_(self.to_frame.bias)
         self.to(memory_format=torch.channels_last)
 
     # ---------------------------------------------------------------- the network
 
-    def _stem(self, frames: Tensor, last: Tensor) -> Tensor:
-        """Frames (b, n, 3, H, W) in [-1, 1], each beside the last observed one (b, 3, H, W), to (b * n, c, h, w) at stride 4."""
-        each = self.stem(frames.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-        beside = self.stem_last(last.contiguous(memory_format=torch.channels_last))
-        return (each.unflatten(0, frames.shape[:2]) + beside[:, None]).flatten(0, 1)
-
-    def _maps(self, observed: Tensor, scaled_future: Tensor | None, horizon: int, sigma: Tensor) -> Tensor:
-        """Maps (b, t + horizon, c, h, w). scaled_future (b, horizon, 3, H, W) is (1 - sigma) x, or None where sigma is 1: the
-        future frames then all look alike to the encoder, and one of them stands for all."""
+    def _maps(self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor) -> Tensor:
+        """Maps (b, t + groups, c, h, w) of observed (b, t, 3, H, W) and future frames. scaled_future (b, groups, 3 * tubelet, H, W)
+        is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the encoder, and one stands for all."""
         b, t = observed.shape[:2]
-        last, future = observed[:, -1], None
-        if horizon:
-            future = torch.zeros_like(observed[:, -1:]) if scaled_future is None else scaled_future
-            future = self._stem(future, last) + self.is_future[:, None, None]
-        stem = Shared(self._stem(observed, last), future, b, horizon)
-        fine = stem.map(F.silu).map(self.down1)
+        beside = _conv(self.stem_last, observed[:, -1])
+        stem, future = _conv(self.stem, observed.flatten(0, 1)) + beside.repeat_interleave(t, 0), None
+        if groups and scaled_future is None:
+            future = beside + self.stem_future.bias[:, None, None]
+        elif groups:
+            future = _conv(self.stem_future, scaled_future.flatten(0, 1)) + beside.repeat_interleave(groups, 0)
+        fine = Shared(stem, future, b, groups).map(F.silu).map(self.down1)
         middle = fine.map(self.down2)
         coarse = middle.map(self.down3).map(self._through_space).frames()
-        coarse = self._through_time(coarse.unflatten(0, (b, t + horizon)), self._embedding(t, horizon, sigma))
-        return self.up1(self.up2(coarse, middle), fine).unflatten(0, (b, t + horizon))
+        coarse = self._through_time(coarse.unflatten(0, (b, t + groups)), self._embedding(t, groups, sigma))
+        return self.up1(self.up2(coarse, middle), fine).unflatten(0, (b, t + groups))
 
-    def _embedding(self, t: int, horizon: int, sigma: Tensor) -> Tensor:
-        """(b, t + horizon, e) of each frame's time and noise level; observed frames are clean."""
-        times = torch.arange(t + horizon, device=sigma.device) - (t - 1.0)
+    def _times(self, t: int, groups: int, device: torch.device) -> Tensor:
+        """(t + groups,) centres of the frames that each map describes."""
+        future = self.tubelet * torch.arange(groups, device=device) + (self.tubelet + 1) / 2
+        return torch.cat([torch.arange(t, device=device) - (t - 1.0), future])
+
+    def _embedding(self, t: int, groups: int, sigma: Tensor) -> Tensor:
+        """(b, t + groups, e) of each map's time and noise level; observed frames are clean."""
+        times = self._times(t, groups, sigma.device)
         level = sigma[:, None] * (times > 0)
         dim = self.embed[0].in_features // 2
         known = torch.cat([sinusoid(times, dim).expand(*level.shape, dim), sinusoid(level * 32, dim)], -1)
@@ -194,12 +206,13 @@ class MiniVideo(VideoBackbone):
     ) -> VideoFeatures:
         """See `VideoBackbone.features`. Deterministic: no noise is drawn; prompts are ignored."""
         self.spec.check(video, horizon)
-        maps = self._maps(video * 2 - 1, None, horizon, video.new_ones(len(video)))
-        return self._wrap(maps, video.shape[1])
+        groups = math.ceil(horizon / self.tubelet)
+        return self._wrap(self._maps(video * 2 - 1, None, groups, video.new_ones(len(video))), video.shape[1])
 
-    def _wrap(self, maps: Tensor, observed: int) -> VideoFeatures:
-        times = torch.arange(maps.shape[1], device=maps.device) - (observed - 1.0)
-        return VideoFeatures(maps, times, times[:, None].expand(-1, 2), stride_affine(STRIDE, device=maps.device))
+    def _wrap(self, maps: Tensor, t: int) -> VideoFeatures:
+        times = self._times(t, maps.shape[1] - t, maps.device)
+        half = (self.tubelet - 1) / 2 * (times > 0)
+        return VideoFeatures(maps, times, torch.stack([times - half, times + half], -1), stride_affine(STRIDE, device=maps.device))
 
     def joint(
         self, clip: Tensor, observed: int, *, prompts: list[str] | None = None, generator: torch.Generator | None = None
@@ -208,24 +221,29 @@ class MiniVideo(VideoBackbone):
         expected future, and once at a random sigma, where the loss teaches denoising; both in one forward."""
         b, horizon = len(clip), clip.shape[1] - observed
         self.spec.check(clip[:, :observed], horizon)
-        if horizon < 1:
-            raise ValueError(f"joint needs future frames: {clip.shape[1]} frames of which {observed} are observed")
-        frames = clip * 2 - 1
-        past, future = (part.repeat(2, 1, 1, 1, 1) for part in (frames[:, :observed], frames[:, observed:]))
+        if horizon < 1 or horizon % self.tubelet:
+            raise ValueError(f"joint needs a multiple of {self.tubelet} future frames, got {horizon}; crop the clip")
+        past = (clip[:, :observed] * 2 - 1).repeat(2, 1, 1, 1, 1)
+        future = self._grouped(clip[:, observed:] * 2 - 1).repeat(2, 1, 1, 1, 1)
         # logit-normal levels put the training where denoising is hard (Esser et al. 2024)
         drawn = torch.randn(b, device=clip.device, generator=generator).sigmoid()
         sigma = torch.cat([torch.ones_like(drawn), drawn])
         noise = torch.randn(future.shape, device=clip.device, generator=generator)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * future + level * noise
-        maps = self._maps(past, (1 - level) * noisy, horizon, sigma)
-        velocity = noisy - past[:, -1:] - self._frames(maps[:, observed:])
-        loss = F.mse_loss(velocity.float(), noise - future)
+        maps = self._maps(past, (1 - level) * noisy, future.shape[1], sigma)
+        loss = F.mse_loss(self._velocity(noisy, maps, past), noise - future)
         return self._wrap(maps[:b], observed), loss
 
-    def _frames(self, maps: Tensor) -> Tensor:
-        """(b, s, c, h, w) maps to (b, s, 3, H, W) frame changes."""
-        return F.pixel_shuffle(self.to_frame(F.silu(maps.flatten(0, 1))), STRIDE).unflatten(0, maps.shape[:2])
+    def _grouped(self, frames: Tensor) -> Tensor:
+        """(b, groups * tubelet, 3, H, W) frames to (b, groups, tubelet * 3, H, W)."""
+        return rearrange(frames, "b (s k) c h w -> b s (k c) h w", k=self.tubelet)
+
+    def _velocity(self, noisy: Tensor, maps: Tensor, past: Tensor) -> Tensor:
+        """The flow's velocity at noisy frames (b, groups, tubelet * 3, H, W), in float32, from all maps and the past frames."""
+        future = F.silu(maps[:, past.shape[1] :])
+        change = F.pixel_shuffle(self.to_frame(future.flatten(0, 1)), STRIDE).unflatten(0, future.shape[:2])
+        return noisy - past[:, -1:].repeat(1, 1, self.tubelet, 1, 1) - change.float()
 
     @torch.no_grad()
     def sample(self, video: Tensor, horizon: int, *, steps: int = 10, generator: torch.Generator | None = None) -> Tensor:
@@ -233,11 +251,14 @@ class MiniVideo(VideoBackbone):
         self.spec.check(video, horizon)
         if horizon < 1 or steps < 1:
             raise ValueError(f"sample wants horizon >= 1 and steps >= 1, got {horizon} and {steps}")
-        past = video * 2 - 1
-        x = torch.randn(len(video), horizon, *video.shape[2:], device=video.device, generator=generator)
+        past, groups = video * 2 - 1, math.ceil(horizon / self.tubelet)
+        x = torch.randn(len(video), groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
         levels = torch.linspace(1, 0, steps + 1).tolist()
         for now, after in zip(levels[:-1], levels[1:], strict=True):
-            maps = self._maps(past, (1 - now) * x, horizon, x.new_full((len(x),), now))
-            velocity = x - past[:, -1:] - self._frames(maps[:, video.shape[1] :]).float()
-            x = x + (after - now) * velocity
-        return ((x + 1) / 2).clamp(0, 1)
+            maps = self._maps(past, (1 - now) * x, groups, x.new_full((len(x),), now))
+            x = x + (after - now) * self._velocity(x, maps, past)
+        return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
+
+
+def _conv(layer: nn.Conv2d, frames: Tensor) -> Tensor:
+    return layer(frames.contiguous(memory_format=torch.channels_last))

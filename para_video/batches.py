@@ -90,7 +90,7 @@ class DemoBatches(Dataset):
         if not demos:
             raise ValueError("no demonstrations to train on; record at least one")
         self.batch_size, self.stride, self.context, self.augmentation = batch_size, stride, context, augmentation
-        self.seed, self.rank, self.length = seed, rank, length
+        self.seed, self.rank, self.length, self.chunk = seed, rank, length, chunk
         self.demos = list(demos)
         self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(len(demo))]
         self.past = stride * np.arange(1 - context, 1)
@@ -109,24 +109,18 @@ class DemoBatches(Dataset):
 
     def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
         """The batch of given (demo, step) pairs, unaugmented."""
-        clips, cameras, rows = [], [], []
-        for d, k in steps:
-            demo, last = self.demos[d], len(self.demos[d]) - 1
-            ahead = np.minimum(k + self.ahead, last)
-            clips.append(self.frames[d][np.maximum(k + self.past, 0)])
-            cameras.append(demo.camera)
-            # the command that moves towards a target is the one given on the way there
-            commands = demo.gripper[np.maximum(ahead - self.stride, 0)]
-            rows.append(
-                (demo.positions[ahead], demo.rotations[ahead], commands, demo.positions[k], demo.rotations[k], demo.openings[k])
-            )
-        positions, rotations, gripper, position, rotation, opening = (
-            torch.from_numpy(np.stack(column)).float() for column in zip(*rows, strict=True)
-        )
-        state = RobotState(Camera.stack(cameras), position, rotation, opening)
+        rows = [self._row(self.demos[d], self.frames[d], k) for d, k in steps]
+        clips, positions, gripper, rotations, position, rotation, opening = (torch.stack(column) for column in zip(*rows, strict=True))
+        state = RobotState(Camera.stack([self.demos[d].camera for d, _ in steps]), position, rotation, opening)
         pixels, depth = state.camera.project(positions)
         targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations)
-        return Batch(torch.stack(clips).float() / 255, targets, state)
+        return Batch(clips.float() / 255, targets, state)
+
+    def _row(self, demo: Demo, frames: Tensor, k: int) -> tuple[Tensor, ...]:
+        targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
+        turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
+        now = (demo.positions[k], demo.rotations[k], demo.openings[k])
+        return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, *now)))
 
 
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:

@@ -23,7 +23,7 @@ class FeatureSpec:
     Args:
         channels: of every map.
         stride: image pixels per map cell, the same in x and y.
-        span: how many frames one map covers (tubelets and causal video autoencoders cover several).
+        span: most frames that one map covers (tubelets and causal video autoencoders cover several).
         predicts: whether maps of future frames can be asked for.
         contexts: (fewest, most) observed frames.
         max_horizon: most future frames; 0 where `predicts` is False.

@@ -16,7 +16,12 @@ from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, p
 from para_video.policy import Actions
 from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 
-OFFSET_DIM = 16
+TIME_DIM = 16
+HEIGHT_DIM = 16
+ROBOT_CONDITION = 3 + HEIGHT_DIM
+PIXEL_DIM = 256
+REACH_PX = 32.0
+"""Pixels by which a displacement is divided on its way into the network: about what a gripper moves in one chunk."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class ActionMaps:
 
     Args:
         heat: (b, t, h, w) logits of the gripper's cell. outside: (b, t) logit of "not visible", in the same softmax.
-        embedding: (b, t, e, h', w') from which `read` takes its values at a pixel. context: (b, t, d), what it adds to them.
+        embedding: (b, t, e, h', w') from which `read` takes its values at a pixel. context: (b, t, d) and start: (b, 2) pixel, or
+            None: what it adds to them.
         size: (H, W) of the image that the maps lie over.
         head: the head that made them, for its pixel read-out.
         volume: (b, t, z, h, w) joint logits, or None in the factorised form; then heat is its logsumexp over z.
@@ -35,6 +41,7 @@ class ActionMaps:
     outside: Tensor
     embedding: Tensor
     context: Tensor
+    start: Tensor | None
     size: tuple[int, int]
     head: ParaHead
     volume: Tensor | None = None
@@ -54,7 +61,7 @@ class ParaHead(ActionHead):
     Args:
         channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side.
         hidden: channels of the layers. layers: 3x3 convolutions. condition: length of the
-            condition vector; the robot's is (1, gripper opening, gripper height in metres).
+            condition vector; the default is that of a robot's state, see `robot_condition`.
         sigma_px: standard deviation of the target Gaussian in image pixels. jitter_px: in training, z, gripper and rotation are
             read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
     """
@@ -67,7 +74,7 @@ class ParaHead(ActionHead):
         grid: int = 64,
         hidden: int = 48,
         layers: int = 2,
-        condition: int = 3,
+        condition: int = ROBOT_CONDITION,
         sigma_px: float = 2.0,
         jitter_px: float = 1.5,
     ) -> None:
@@ -77,7 +84,7 @@ class ParaHead(ActionHead):
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
         self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
         self.start = nn.Parameter(torch.randn(hidden) * 0.5)
-        self.context = nn.Sequential(nn.Linear(OFFSET_DIM + condition, 2 * hidden), nn.GELU())
+        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, 2 * hidden), nn.GELU())
         self.film = nn.Linear(2 * hidden, 2 * hidden)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
@@ -86,7 +93,9 @@ class ParaHead(ActionHead):
         self.outside = nn.Linear(hidden, 1)
         self.norm = nn.LayerNorm(hidden)
         outputs = (0 if spec.joint_volume else spec.z.count) + spec.gripper_bins + 3 * spec.rotation_bins
-        self.pixel = nn.Sequential(nn.Linear(3 * hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, outputs))
+        self.pixel = nn.Sequential(
+            nn.Linear(3 * hidden + 2, PIXEL_DIM), nn.GELU(), nn.Linear(PIXEL_DIM, PIXEL_DIM), nn.GELU(), nn.Linear(PIXEL_DIM, outputs)
+        )
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -118,8 +127,8 @@ class ParaHead(ActionHead):
         x = self.first(base.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
         if start is not None:
             x = x + (self._splat(start, size)[:, None, None] * self.start[:, None, None]).to(x.dtype)
-        known = torch.cat([sinusoid(offset, OFFSET_DIM).expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1)
-        context = self.context(known)
+        when = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(times.to(offset), TIME_DIM)], -1)
+        context = self.context(torch.cat([when.expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1))
         scale, shift = self.film(context)[..., None, None].chunk(2, 2)
         if len(used) < t or bool((index != torch.arange(t, device=index.device)).any()):
             x = x[:, index]
@@ -130,7 +139,7 @@ class ParaHead(ActionHead):
         outside = self.outside(x.mean((2, 3))).view(b, t)
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
-        return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, size, self, volume)
+        return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, start, size, self, volume)
 
     def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
         """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
@@ -146,7 +155,8 @@ class ParaHead(ActionHead):
         cells = pixels_to_cells(pixels, maps.embedding.shape[-2:], maps.size)
         with torch.autocast(cells.device.type, enabled=False):
             picked = self.norm(_at_cells(maps.embedding, cells))
-            logits = self.pixel(torch.cat([picked, maps.context.float()], -1))
+            moved = torch.zeros_like(pixels) if maps.start is None else (pixels - maps.start[:, None]) / REACH_PX
+            logits = self.pixel(torch.cat([picked, maps.context.float(), moved.float()], -1))
         if maps.volume is not None:
             h, w = maps.volume.shape[-2:]
             cell = pixels_to_cells(pixels, (h, w), maps.size).round().long()
@@ -162,8 +172,16 @@ class ParaHead(ActionHead):
     def _maps(self, features: VideoFeatures, query: Query, state: RobotState | None) -> ActionMaps:
         if state is None:
             return self(features, times=query.times, size=query.size)
-        known = torch.stack([torch.ones_like(state.opening), state.opening, state.position[:, 2]], -1)
-        return self(features, times=query.times, size=query.size, start=state.pixel(), condition=known)
+        condition = self.robot_condition(state)
+        return self(features, times=query.times, size=query.size, start=state.pixel(), condition=condition)
+
+    def robot_condition(self, state: RobotState) -> Tensor:
+        """(b, ROBOT_CONDITION): a one that says the state is known, the gripper's opening, and the scalar that z bins at the
+        gripper, both over [-1, 1], the latter with sines of it so that small differences show."""
+        z = self.spec.z_of(state.position[:, None], state.camera)[:, 0]
+        place = (z - self.spec.z.low) / (self.spec.z.high - self.spec.z.low) * 2 - 1
+        known = torch.stack([torch.ones_like(place), state.opening * 2 - 1, place], -1)
+        return torch.cat([known, sinusoid(place * 16, HEIGHT_DIM)], -1)
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`."""
