@@ -11,16 +11,25 @@ CATALOGUE = {
 }
 
 
+def import_string(name: str) -> str:
+    """A catalogue name, or a "package.module:Class" string itself, as an import string.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    target = CATALOGUE.get(name, name)
+    if ":" not in target:
+        raise ValueError(f"unknown backbone {name!r}; choose from {sorted(CATALOGUE)} or 'package.module:Class'")
+    return target
+
+
 def backbone_class(name: str) -> type[VideoBackbone]:
     """The class behind a catalogue name or a "package.module:Class" string.
 
     Raises:
         ValueError: an unknown name, or an import string that leads to no VideoBackbone.
     """
-    target = CATALOGUE.get(name, name)
-    module_name, _, class_name = target.partition(":")
-    if not class_name:
-        raise ValueError(f"unknown backbone {name!r}; choose from {sorted(CATALOGUE)} or 'package.module:Class'")
+    module_name, _, class_name = import_string(name).partition(":")
     try:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:

@@ -40,12 +40,13 @@ class RobotState:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips (b, t, 3, H, W) float in [0, 1] of observed frames, what should be read off them, and the robot's state (None where
-    there is no robot)."""
+    """Clips (b, t, 3, H, W) float in [0, 1] of observed frames, what should be read off them, the robot's state (None where
+    there is no robot), and the times (q,) of the targets (None for the policy's own)."""
 
     clip: Tensor
     targets: Targets
     state: RobotState | None = None
+    times: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,24 @@ class VideoPolicy(nn.Module):
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
         backbone.requires_grad_(not frozen)
 
-    def _features(self, clip: Tensor) -> tuple[VideoFeatures, Query]:
-        horizon = max(0, math.ceil(max(self.times))) if self.backbone.spec.predicts else 0
+    def features(self, clip: Tensor, times: Tensor | None = None) -> tuple[VideoFeatures, Query]:
+        """The backbone's features of clips (b, t, 3, H, W), and the query to put to the head: times (q,), default `times`."""
+        times = torch.tensor(self.times, device=clip.device) if times is None else times
+        horizon = max(0, math.ceil(float(times.max()))) if self.backbone.spec.predicts else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone.features(clip, horizon=horizon)
-        return features, Query(torch.tensor(self.times, device=clip.device), tuple(clip.shape[-2:]))
+        return features, Query(times, tuple(clip.shape[-2:]))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The head's losses on a batch."""
-        features, query = self._features(batch.clip)
+        features, query = self.features(batch.clip, batch.times)
         return self.head.loss(features, query, batch)
 
     @torch.no_grad()
     def predict(self, clip: Tensor, state: RobotState) -> Actions:
         """Actions for clips (b, t, 3, H, W) at `times`, under bf16 autocast with decoding in float32."""
         with torch.autocast(clip.device.type, torch.bfloat16):
-            features, query = self._features(clip)
+            features, query = self.features(clip)
             return self.head.predict(features, query, state)
 
     def reset(self) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from para_video.agent import Batch, RobotState
 from para_video.camera import Camera
+from para_video.circles import CircleVideos
 from para_video.demos import Demo
 from para_video.readout import Targets, matrix_from_euler
 
@@ -33,6 +34,42 @@ class Augmentation:
     gain: float = 0.2
     bias: float = 0.1
     noise: float = 0.01
+
+
+class CircleBatches(Dataset):
+    """Item i is the whole batch of circle clips of training step i, the same bytes whenever it is asked for.
+
+    All frames are queried, observed and future. Some batches show the last observed frame alone, since that is all that most
+    robot policies see.
+
+    Args:
+        circles: to draw clips from; `observed` frames of each are seen. batch_size: clips. still: share of batches with one
+            observed frame. rank, processes: of this process; all draw different clips.
+    """
+
+    def __init__(
+        self, circles: CircleVideos, *, batch_size: int, still: float = 0.3, rank: int = 0, processes: int = 1, length: int = 2**31
+    ) -> None:
+        self.circles, self.batch_size, self.still, self.rank, self.processes = circles, batch_size, still, rank, processes
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> Batch:
+        first = (step * self.processes + self.rank) * self.batch_size
+        alone = np.random.default_rng((self.circles.seed, step, 1)).random() < self.still
+        return circle_batch(self.circles, range(first, first + self.batch_size), 1 if alone else self.circles.observed)
+
+
+def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int) -> Batch:
+    """Clips by index, of whose observed frames the last `context` are shown; targets are those and the future frames."""
+    clips = [circles[i] for i in indices]
+    hidden = circles.observed - context
+    video = torch.stack([clip.video[hidden : circles.observed] for clip in clips]).float() / 255
+    centres, visible = (torch.stack(part)[:, hidden:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True))
+    times = torch.arange(centres.shape[1]) - (context - 1.0)
+    return Batch(video, Targets(centres, visible), times=times)
 
 
 def warp_images(images: Tensor, homography: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""Policies on disk: a folder with `config.json` (what to build) and `model.safetensors` (its weights). Data, never code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from para_video.agent import ActionHead, VideoPolicy
+from para_video.features import VideoBackbone
+from para_video.policy import DEFAULT_SCHEDULE, Schedule
+from para_video.training import write_atomically
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = 1
+TRUSTED = ("para_video", "backbones")
+"""Packages whose classes a checkpoint may name; others have to be allowed by the caller."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy as a value: what `build` makes, and what a checkpoint stores.
+
+    Args:
+        backbone, head: "package.module:Class". backbone_options, head_options: their keyword arguments: JSON values, or
+            dataclasses of para_video. times: queried, in frames after the last observed one. context: observed frames.
+        schedule: the one that it was trained for.
+    """
+
+    backbone: str
+    head: str
+    times: tuple[float, ...] = tuple(float(t) for t in range(1, DEFAULT_SCHEDULE.chunk + 1))
+    context: int = 1
+    schedule: Schedule = DEFAULT_SCHEDULE
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, *, trusted: tuple[str, ...] = TRUSTED, frozen: bool = False) -> VideoPolicy:
+        """The policy with fresh weights, drawn from torch's random state.
+
+        Args:
+            trusted: packages that the import strings may lead into. frozen: whether the backbone stays as it is in training.
+
+        Raises:
+            ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head.
+        """
+        backbone = _import(self.backbone, VideoBackbone, trusted)(**self.backbone_options)
+        head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
+        return VideoPolicy(backbone, head, self.times, frozen=frozen)
+
+
+def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
+    module, _, name = target.partition(":")
+    if module.split(".")[0] not in trusted:
+        raise ValueError(f"{target!r} is outside {list(trusted)}; if you trust that code, pass its package in `trusted`")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{target!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{target!r} is no {kind.__name__}")
+    return found
+
+
+def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+    """Write a policy; notes (JSON values) say where it comes from. Each file is replaced whole or not at all."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, save_tensors(weights))
+    config = {"format": FORMAT, "policy": _plain(spec), "notes": dict(notes or {})}
+    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_policy(folder: Path, *, trusted: tuple[str, ...] = TRUSTED) -> tuple[VideoPolicy, PolicySpec]:
+    """A policy and what it was built from, ready to act.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint.
+        ValueError: a damaged or newer file, weights of another shape, or code outside `trusted`.
+    """
+    spec = _read_config(folder)
+    policy = spec.build(trusted=trusted)
+    weights = read_weights(folder)
+    wanted = policy.state_dict()
+    wrong = sorted(k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape)
+    if wrong:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its config: {wrong[:4]} differ; save the policy again")
+    policy.load_state_dict(weights)
+    return policy.eval(), spec
+
+
+def _read_config(folder: Path) -> PolicySpec:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
+    try:
+        config = json.loads(path.read_text())
+        if config["format"] > FORMAT:
+            raise ValueError(f"{path} has format {config['format']}, this version reads up to {FORMAT}; update para_video")
+        spec = _rich(config["policy"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not isinstance(spec, PolicySpec):
+        raise ValueError(f"{path} describes no policy")
+    return spec
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises:
+        FileNotFoundError: no weights there. ValueError: a damaged file or NaN weights.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {WEIGHTS_FILE}; pass a folder that save_policy wrote")
+    try:
+        weights = load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or train it again") from error
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(f"{path} holds NaN or infinite weights in {bad[:4]}; train it again")
+    return weights
+
+
+def initialise(policy: VideoPolicy, folder: Path) -> tuple[int, int]:
+    """Copy every weight of a checkpoint that has the same name and shape in the policy.
+
+    Returns:
+        how many of the policy's tensors were taken, and how many it has.
+
+    Raises:
+        ValueError: none fits.
+    """
+    weights, own = read_weights(folder), policy.state_dict()
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"nothing in {folder} fits this policy: another backbone, or other widths; pass the same --backbone")
+    policy.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses of para_video to JSON values that say which class they were."""
+    if is_dataclass(value):
+        parts = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {"class": f"{type(value).__module__}:{type(value).__name__}", **parts}
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
+
+
+def _rich(value: Any) -> Any:
+    """The inverse of `_plain`; lists become tuples."""
+    if isinstance(value, dict) and "class" in value:
+        module, _, name = value["class"].partition(":")
+        found = getattr(import_module(module), name, None) if module.split(".")[0] == "para_video" else None
+        if not (isinstance(found, type) and is_dataclass(found)):
+            raise ValueError(f"a checkpoint may not hold a {value['class']!r}")
+        return found(**{key: _rich(part) for key, part in value.items() if key != "class"})
+    if isinstance(value, dict):
+        return {key: _rich(part) for key, part in value.items()}
+    return tuple(_rich(part) for part in value) if isinstance(value, list) else value

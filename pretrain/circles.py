@@ -1,0 +1,208 @@
+"""Pretrain a heatmap head (and its backbone) on synthetic circles that fetch objects.
+
+    python pretrain/circles.py
+
+A circle with two fingers, the stand-in for a gripper, reaches for an object and carries it to a goal. The policy sees four frames
+and marks the circle in them and in the six that follow. The checkpoint is a start for robots: python finetune/robot.py --init.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from backbones import import_string
+from para_video.agent import VideoPolicy
+from para_video.batches import CircleBatches, circle_batch
+from para_video.checkpoint import PolicySpec, initialise, save_policy
+from para_video.circles import CircleVideos, constant_velocity
+from para_video.figures import draw_points, error_curve, heatmap_strip, label, overlay_heatmap, upscale, upscale_points
+from para_video.heatmap import cells_to_pixels, window_soft_argmax
+from para_video.readout import ReadoutSpec
+from para_video.runs import output_folder
+from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.video import write_video
+
+PCK_PX = (2, 4, 8)
+"""PCK is the share of visible circles found within these distances in pixels."""
+
+
+@dataclass(frozen=True)
+class CirclesConfig:
+    """Pretrain on circle tracking."""
+
+    out: Path | None = None
+    """Where everything is written; default the first free of runs/circles, runs/circles-2, ..."""
+    backbone: str = "mini"
+    """Name in the catalogue, or package.module:Class."""
+    train: Literal["all", "heads"] = "all"
+    """Train backbone and head, or the head alone on a backbone that has been trained already."""
+    init: Path | None = None
+    """Checkpoint folder to start from; weights of the same name and shape are taken."""
+    steps: int = 900
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Clips per step, over all processes."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    observed: int = 4
+    """Frames that the policy sees."""
+    future: int = 6
+    """Frames after them in which it marks the circle too."""
+    size: int = 128
+    """Side of the square frames in pixels."""
+    videos: Path | None = None
+    """Folder of videos whose frames are the backgrounds; default procedural textures."""
+    held_out: int = 256
+    """Clips that the figures are measured on; none of them is trained on."""
+    workers: int = 1
+    """Processes that draw clips."""
+    seed: int = 0
+    """Of weights, training clips and held-out clips."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with an interrupted run in --out."""
+
+
+def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> dict[str, Tensor]:
+    """What the policy finds on clips of a set that it was not trained on.
+
+    Returns:
+        error and constant_velocity (count, t) pixels, NaN where the circle is not visible (and, for constant velocity, on
+        observed frames); visible (count, t).
+    """
+    errors, guesses, seen = [], [], []
+    for first in tqdm(range(0, count, 32), desc="held-out clips", unit="batch"):
+        batch = circle_batch(circles, range(first, min(first + 32, count)), circles.observed)
+        pixels, _ = find_circles(policy, batch.clip, batch.times)
+        truth, visible = batch.targets.pixels, batch.targets.visible
+        guess = torch.full_like(truth, torch.nan)
+        guess[:, circles.observed :] = constant_velocity(truth[:, : circles.observed], truth.shape[1] - circles.observed)
+        for column, found in ((errors, pixels), (guesses, guess)):
+            column.append((found - truth).norm(dim=-1).masked_fill(~visible, torch.nan))
+        seen.append(visible)
+    return {"error": torch.cat(errors), "constant_velocity": torch.cat(guesses), "visible": torch.cat(seen)}
+
+
+@torch.no_grad()
+def find_circles(policy: VideoPolicy, clip: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,) for clips (b, n, 3, H, W)."""
+    device = next(policy.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16):
+        features, query = policy.features(clip.to(device), times.to(device))
+        maps = policy.head(features, times=query.times, size=query.size)
+    heat = maps.heat.float().cpu()
+    grid = heat.shape[-2:]
+    return cells_to_pixels(window_soft_argmax(heat), grid, query.size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
+
+
+def summarise(errors: dict[str, Tensor], observed: int) -> dict[str, Any]:
+    """Medians and PCK by horizon: "0" is the last observed frame, "-1" the one before, "3" the third future one."""
+    error, guess = errors["error"], errors["constant_velocity"]
+    names = [str(t - observed + 1) for t in range(error.shape[1])]
+    pck = {name: {str(px): _share(error[:, t] <= px, error[:, t]) for px in PCK_PX} for t, name in enumerate(names)}
+    return {
+        "median_error_px": {name: float(error[:, t].nanmedian()) for t, name in enumerate(names)},
+        "median_error_px_observed": float(error[:, :observed].nanmedian()),
+        "constant_velocity_px": {name: float(guess[:, t].nanmedian()) for t, name in enumerate(names) if t >= observed},
+        "pck": pck,
+        "pck_thresholds_px": list(PCK_PX),
+        "visible_share": float(errors["visible"].float().mean()),
+    }
+
+
+def _share(hit: Tensor, error: Tensor) -> float:
+    known = ~error.isnan()
+    return float((hit & known).sum() / known.sum().clamp_min(1))
+
+
+def draw(policy: VideoPolicy, circles: CircleVideos, folder: Path, clips: int = 6) -> None:
+    """Overlay pictures of held-out clips, and a short video of them."""
+    film = []
+    for i in range(clips):
+        clip = circles[i]
+        times = torch.arange(len(clip.video)) - (circles.observed - 1.0)
+        pixels, heat = find_circles(policy, clip.video[None, : circles.observed].float() / 255, times)
+        frames = clip.video.permute(0, 2, 3, 1).numpy()
+        truth = clip.centres.masked_fill(~clip.visible[:, None], torch.nan).numpy()
+        names = [f"seen {t:+.0f}" if t <= 0 else f"predicted +{t:.0f}" for t in times]
+        strip = heatmap_strip(frames, heat[0].numpy(), pixels[0].numpy(), truth=truth, labels=names, columns=5)
+        write_picture(folder / f"overlay-{i}.png", strip)
+        shown = [frames[min(t, circles.observed - 1)] for t in range(len(frames))]  # the future is not shown to the policy
+        for frame, h, p, t, name in zip(shown, heat[0].numpy(), pixels[0].numpy(), truth, names, strict=True):
+            big = upscale(overlay_heatmap(frame, h), 3)
+            big = draw_points(big, upscale_points(t[None], 3), style="ring", radius=9)
+            film.append(label(draw_points(big, upscale_points(p[None], 3), style="cross", radius=9), name))
+    write_video(folder / "overlay.mp4", np.stack(film), fps=4)
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write a PNG of an RGB image (H, W, 3) uint8."""
+    from PIL import Image
+
+    Image.fromarray(image).save(path)
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print the figures as a table."""
+    table = Table(title="Held-out clips: where is the circle? Pixels of error (median) by frame")
+    for name in ("frame", "error px", "constant velocity px", *(f"within {px} px" for px in PCK_PX)):
+        table.add_column(name, justify="right")
+    for name, error in summary["median_error_px"].items():
+        guess = summary["constant_velocity_px"].get(name)
+        found = [f"{summary['pck'][name][str(px)]:.0%}" for px in PCK_PX]
+        table.add_row(name, f"{error:.2f}", "" if guess is None else f"{guess:.2f}", *found)
+    console.print(table)
+
+
+def main(config: CirclesConfig) -> dict[str, Any]:
+    """Train, measure, draw, save; returns what summary.json holds."""
+    begun, console = time.perf_counter(), Console()
+    accelerator = make_accelerator("bf16")
+    out = output_folder(config.out, "circles", resume=config.resume, accelerator=accelerator)
+    spec = PolicySpec(
+        backbone=import_string(config.backbone),
+        head="para_video.heads:ParaHead",
+        times=tuple(float(t) for t in range(1, config.future + 1)),
+        head_options={"spec": ReadoutSpec()},
+    )
+    torch.manual_seed(config.seed)
+    policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"), frozen=config.train == "heads")
+    if config.init is not None:
+        console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(policy, config.init)))
+    clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
+
+    def batches(seed: int, rank: int, processes: int) -> CircleBatches:
+        share = max(1, config.batch_size // processes)
+        return CircleBatches(CircleVideos(seed=2 * seed, **clips), batch_size=share, rank=rank, processes=processes)
+
+    fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, workers=config.workers)
+    result = fit(policy, batches, fit_config, folder=out, resume=config.resume, label="circles", accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    save_policy(policy, spec, out, {"made_by": "pretrain/circles.py", "steps": result.steps, "seed": config.seed})
+    unseen = CircleVideos(seed=2 * config.seed + 1, **clips)
+    summary = summarise(held_out_errors(policy, unseen, config.held_out), config.observed)
+    draw(policy, unseen, out)
+    curves = {"PARA head": summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
+    error_curve(out / "error.png", curves, title="Circle tracking: held-out clips", ylabel="median error (px)")
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    summary |= {"steps": result.steps, "training_seconds": result.seconds, "seconds": time.perf_counter() - begun, "config": settings}
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    show(summary, console)
+    console.print(f"{summary['seconds']:.0f} s in all. Pictures, video, figures and checkpoint: {out}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CirclesConfig, description=__doc__))
