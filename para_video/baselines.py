@@ -32,6 +32,8 @@ ROBOT_DIM = 13
 CAMERA_DIM = 13
 """Length of the camera token: position, 6D rotation, normalised focal lengths and principal point."""
 OFFSET_DIM = 16
+PATCH = 4
+"""Map cells a side that ACT makes one token of, once a map is laid over the image."""
 
 
 def _chosen(what: str, name: str, known: Sequence[str]) -> str:
@@ -546,9 +548,6 @@ class ActHead(RegressionHead):
     def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
         """See `ActionHead.predict`; the latent is zero, the prior's mean."""
         return self.actions(self(features, query, state), state, query.size)
-
-
-PATCH = 4
 
 
 class Posterior(nn.Module):
