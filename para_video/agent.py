@@ -107,8 +107,8 @@ class VideoPolicy(nn.Module):
     def reset(self) -> None:
         """Nothing is remembered between decisions."""
 
-    def act(self, observation: Observation) -> Actions:
-        """Actions (batch 1) for one observation.
+    def inputs(self, observation: Observation) -> tuple[Tensor, RobotState]:
+        """The clip (1, t, 3, H, W) and the robot's state of one observation.
 
         Raises:
             ValueError: the observation lacks the view.
@@ -119,4 +119,8 @@ class VideoPolicy(nn.Module):
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         pose = observation.end_effector[None].float()
         state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([observation.gripper_opening]).float())
-        return self.predict(view.clip[None].to(device), state.to(device))
+        return view.clip[None].to(device), state.to(device)
+
+    def act(self, observation: Observation) -> Actions:
+        """Actions (batch 1) for one observation; see `inputs` for errors."""
+        return self.predict(*self.inputs(observation))

@@ -153,7 +153,7 @@ class Plan:
     count: int
     first_seed: int = 0
     noise: float = 0.0
-    tail: int = 10
+    tail: int = 30
     limit: int = 200
 
 

@@ -18,8 +18,9 @@ from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 
 TIME_DIM = 16
 HEIGHT_DIM = 16
-ROBOT_CONDITION = 3 + HEIGHT_DIM
+ROBOT_CONDITION = 3 + HEIGHT_DIM + 6
 PIXEL_DIM = 256
+PROBE_M, PROBE_PX = 0.1, 10.0
 REACH_PX = 32.0
 """Pixels by which a displacement is divided on its way into the network: about what a gripper moves in one chunk."""
 
@@ -66,16 +67,18 @@ class ParaHead(ActionHead):
             read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
     """
 
+    GRID, SIGMA_PX = 64, 2.0
+
     def __init__(
         self,
         channels: int,
         spec: ReadoutSpec,
         *,
-        grid: int = 64,
-        hidden: int = 48,
-        layers: int = 2,
+        grid: int = GRID,
+        hidden: int = 32,
+        layers: int = 1,
         condition: int = ROBOT_CONDITION,
-        sigma_px: float = 2.0,
+        sigma_px: float = SIGMA_PX,
         jitter_px: float = 1.5,
     ) -> None:
         super().__init__()
@@ -169,28 +172,34 @@ class ParaHead(ActionHead):
 
     # ---------------------------------------------------------------- the interface of heads
 
-    def _maps(self, features: VideoFeatures, query: Query, state: RobotState | None) -> ActionMaps:
+    def maps(self, features: VideoFeatures, query: Query, state: RobotState | None) -> ActionMaps:
+        """The maps under a robot's state, or under none."""
         if state is None:
             return self(features, times=query.times, size=query.size)
         condition = self.robot_condition(state)
         return self(features, times=query.times, size=query.size, start=state.pixel(), condition=condition)
 
     def robot_condition(self, state: RobotState) -> Tensor:
-        """(b, ROBOT_CONDITION): a one that says the state is known, the gripper's opening, and the scalar that z bins at the
-        gripper, both over [-1, 1], the latter with sines of it so that small differences show."""
+        """(b, ROBOT_CONDITION): a one that says the state is known; the gripper's opening, and the scalar that z bins at the
+        gripper, both over [-1, 1], the latter with sines of it so that small differences show; and how the image moves with
+        the gripper, the pixels that it would shift by for `PROBE_M` along each world axis. They are what the camera means
+        locally: without them a height cannot be told from pixels under an unknown zoom or roll."""
         z = self.spec.z_of(state.position[:, None], state.camera)[:, 0]
         place = (z - self.spec.z.low) / (self.spec.z.high - self.spec.z.low) * 2 - 1
         known = torch.stack([torch.ones_like(place), state.opening * 2 - 1, place], -1)
-        return torch.cat([known, sinusoid(place * 16, HEIGHT_DIM)], -1)
+        points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(place)], 1)
+        pixels, _ = state.camera.project(points)
+        moved = (pixels[:, 1:] - pixels[:, :1]).flatten(1) / PROBE_PX
+        return torch.cat([known, sinusoid(place * 16, HEIGHT_DIM), moved], -1)
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`."""
-        maps = self._maps(features, query, batch.state)
+        maps = self.maps(features, query, batch.state)
         return self.losses(maps, batch.targets, batch.state.camera if batch.state else None)
 
     def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
         """See `ActionHead.predict`."""
-        return Readout(self.spec).decode(self._maps(features, query, state), state.camera)
+        return Readout(self.spec).decode(self.maps(features, query, state), state.camera)
 
     def losses(self, maps: ActionMaps, targets: Targets, camera: Camera | None) -> dict[str, Tensor]:
         """Cross-entropies in nats of everything that is labelled, by name: heat, z, gripper, rotation.

@@ -1,0 +1,403 @@
+"""Fine-tune robot policies on a few demonstrations and measure them closed loop.
+
+    python finetune/robot.py --demos 5
+
+Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same initial weights with the same
+budget, and lets each act in simulation: on the training camera's view, and on views turned around the table. What bounds the
+figures is measured too: the expert, the read-out oracle (the expert's future through PARA's read-out, re-planned as a policy
+re-plans) and a blind replay of a demonstration.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from backbones import import_string
+from para_video.agent import VideoPolicy
+from para_video.baselines import ActionStatistics, TemporalEnsemble
+from para_video.batches import Augmentation, DemoBatches
+from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
+from para_video.demos import Demo, DemoSet, Plan, cached_demos, load_demos, select_demos
+from para_video.figures import draw_points, label, overlay_heatmap, side_by_side, success_bars, upscale, upscale_points, write_report
+from para_video.heads import ParaHead
+from para_video.heatmap import Bins
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy, Schedule
+from para_video.readout import ReadoutSpec, one_hot_round_trip
+from para_video.rollout import (
+    Episode,
+    ReplanningOracle,
+    Replay,
+    evaluate,
+    evaluation_seeds,
+    expert_rollout,
+    horizon_for,
+    rollout,
+)
+from para_video.runs import output_folder
+from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
+from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.video import write_video
+
+HEADS = {
+    "para": ("para_video.heads:ParaHead", {}),
+    "act": ("para_video.baselines:ActHead", {}),
+    "regression": ("para_video.baselines:GlobalRegressionHead", {}),
+    "regression-xyz-average": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "average"}),
+    "regression-xyz-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "softmax"}),
+    "regression-uvh-average": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "average"}),
+    "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
+}
+LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 1e-3}
+"""Peak learning rates by the first word of a policy's name, each the best of those tried on demonstration seeds."""
+HEIGHT_MARGIN_M = 0.05
+"""The height bins reach this far beyond the demonstrations' lowest and highest target."""
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """Fine-tune and evaluate robot policies."""
+
+    task: str = "pick-place-v3"
+    """Any Meta-World task by name."""
+    demos: int = 5
+    """Demonstrations to train on."""
+    demo_folder: Path | None = None
+    """Folder of demonstrations of your own (as para_video.demos.save_demos writes them); default: record the scripted expert."""
+    policies: str = "para,regression,act"
+    """Comma-separated: para, act, regression, or regression-{xyz,uvh}-{average,softmax}."""
+    backbone: str = "mini"
+    """Name in the catalogue, or package.module:Class; the same for every policy."""
+    init: Path | None = None
+    """Checkpoint to start from, such as pretrain/circles.py writes; weights of the same name and shape are taken."""
+    train: Literal["all", "heads"] = "all"
+    """Train backbone and head, or the head alone on a frozen backbone."""
+    steps: int = 1000
+    """Optimiser steps of each policy."""
+    batch_size: int = 16
+    """Clips per step, over all processes."""
+    learning_rate: float | None = None
+    """Peak learning rate; default one for each kind of policy."""
+    episodes: int = 50
+    """Episodes of each policy on each view; the seeds are the same for all."""
+    azimuths: str = "0,18"
+    """Comma-separated camera azimuths to evaluate at, in degrees from the training camera; negative ones turn the other way."""
+    context: int = 1
+    """Frames that a policy sees."""
+    size: int = 128
+    """Side of the square frames in pixels."""
+    noise: float = 0.0
+    """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
+    widen: float = 1.0
+    """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
+    shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Render shadows and reflections (four times slower)."""
+    seed: int = 0
+    """Of weights and training batches."""
+    out: Path | None = None
+    """Where everything is written; default the first free of runs/robot, runs/robot-2, ..."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with an interrupted run in --out: finished trainings and cells are kept."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.policy_names if name not in HEADS]
+        if unknown or not self.policy_names:
+            raise ValueError(f"unknown policies {unknown}; choose from {sorted(HEADS)}")
+        if self.demos < 1 or self.episodes < 1:
+            raise ValueError(f"demos and episodes must be at least 1, got {self.demos} and {self.episodes}")
+        self.offsets  # noqa: B018 - to parse them at once
+
+    @property
+    def policy_names(self) -> list[str]:
+        return [name.strip() for name in self.policies.split(",") if name.strip()]
+
+    @property
+    def offsets(self) -> dict[str, float]:
+        """Azimuth offsets in degrees by the name of their cell."""
+        try:
+            numbers = [float(part) for part in self.azimuths.split(",")]
+        except ValueError as error:
+            raise ValueError(f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r}") from error
+        return {"same" if number == 0 else f"azimuth{number:+g}": number for number in numbers}
+
+    def env(self, offset: float = 0.0) -> MetaWorldEnv:
+        """The task seen from the training camera, turned by an azimuth offset in degrees."""
+        camera = CameraPlacement()
+        camera = replace(camera, azimuth_deg=camera.azimuth_deg + offset)
+        return MetaWorldEnv(self.task, camera=camera, size=self.size, shadows=self.shadows, widen=self.widen)
+
+
+# -------------------------------------------------------------------- demonstrations and what bounds the figures
+
+
+def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
+    """The demonstrations to train on, recorded (or read from the cache) or loaded."""
+    if config.demo_folder is not None:
+        return select_demos(load_demos(config.demo_folder), config.demos)
+    with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
+        found = cached_demos(env, Plan(config.demos, noise=config.noise), on_episode=lambda _, ok: bar.update(int(ok)))
+        bar.update(config.demos - bar.n)
+    if found.discarded:
+        console.print(f"the expert failed on seeds {list(found.discarded)}: discarded")
+    return found
+
+
+def bounds(config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec) -> tuple[dict[str, Any], int]:
+    """The cells of expert, read-out oracle and blind replay on the training view, and the horizon for everyone."""
+    seeds, servo = evaluation_seeds(config.episodes), MetaWorldServo()
+    with config.env() as env:
+        horizon = horizon_for(len(demo) for demo in demos)
+        trip = one_hot_round_trip(spec, ParaHead.GRID, ParaHead.SIGMA_PX, (config.size, config.size))
+        oracle, replay = ReplanningOracle(env, round_trip=trip), Replay(demos[0])
+        runs: dict[str, Callable[[int], Episode]] = {
+            "expert": lambda seed: expert_rollout(env, seed, horizon=horizon),
+            "readout": lambda seed: rollout(env, oracle, servo, seed, context=0, horizon=horizon),
+            "blind_replay": lambda seed: rollout(env, replay, servo, seed, context=0, horizon=horizon),
+        }
+        return {name: _measured(run, seeds, name) for name, run in runs.items()}, horizon
+
+
+def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> dict[str, Any]:
+    with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
+        return evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
+
+
+# -------------------------------------------------------------------- policies
+
+
+def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
+    """Height bins around what the demonstrations reach for."""
+    heights = np.concatenate([demo.targets(np.arange(len(demo)), chunk=1, stride=schedule.frame_stride)[0][..., 2] for demo in demos])
+    return ReadoutSpec(z=Bins(float(heights.min()) - HEIGHT_MARGIN_M, float(heights.max()) + HEIGHT_MARGIN_M, 32))
+
+
+def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:
+    """What a policy is built from."""
+    head, options = HEADS[name]
+    options = {"spec": readout_spec(demos), **options}
+    if name != "para":
+        schedule = DEFAULT_SCHEDULE
+        options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
+    return PolicySpec(import_string(config.backbone), head, context=config.context, head_options=options)
+
+
+def train(
+    name: str, config: RobotConfig, demos: Sequence[Demo], folder: Path, accelerator: Accelerator, console: Console
+) -> tuple[VideoPolicy, dict[str, Any]]:
+    """Train a policy, or load it where a resumed run had finished it; gives it and its steps and seconds."""
+    spec = policy_spec(name, config, demos)
+    trusted = (spec.backbone.split(".")[0], "para_video")
+    notes = folder / "training.json"
+    if config.resume and notes.is_file():
+        return load_policy(folder, trusted=trusted)[0], json.loads(notes.read_text())
+    torch.manual_seed(config.seed)  # the backbone is drawn first: its initial weights are the same for every policy
+    policy = spec.build(trusted=trusted, frozen=config.train == "heads")
+    if config.init is not None:
+        console.print(f"{name} starts from {config.init}: {{}} of {{}} tensors".format(*initialise(policy, config.init)))
+    rate = config.learning_rate or LEARNING_RATES[name.split("-")[0]]
+
+    def batches(seed: int, rank: int, processes: int) -> DemoBatches:
+        share, schedule = max(1, config.batch_size // processes), spec.schedule
+        return DemoBatches(
+            demos, batch_size=share, chunk=schedule.chunk, stride=schedule.frame_stride, context=config.context,
+            augmentation=Augmentation(), seed=seed, rank=rank,
+        )  # fmt: skip
+
+    fit_config = FitConfig(config.steps, rate, seed=config.seed)
+    result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
+    cost = {"steps": result.steps, "seconds": result.seconds, "learning_rate": rate}
+    if accelerator.is_main_process:
+        save_policy(policy, spec, folder, {"made_by": "finetune/robot.py", "task": config.task, "demos": config.demos, **cost})
+        write_atomically(notes, json.dumps(cost).encode())
+    return policy, cost
+
+
+def actor(name: str, policy: VideoPolicy) -> Policy:
+    """The policy as its authors would run it: ACT averages its overlapping chunks."""
+    return TemporalEnsemble(policy, DEFAULT_SCHEDULE.executed) if name == "act" else policy
+
+
+def evaluate_policy(name: str, policy: VideoPolicy, config: RobotConfig, folder: Path, horizon: int) -> dict[str, Any]:
+    """Cells by view; each is written as soon as it is measured, and a resumed run does not measure it again."""
+    path = folder / "cells.json"
+    cells: dict[str, Any] = json.loads(path.read_text()) if config.resume and path.is_file() else {}
+    for view, offset in config.offsets.items():
+        if view in cells and cells[view]["episodes"] == config.episodes:
+            continue
+        with config.env(offset) as env:
+            run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
+            cells[view] = _measured(run, evaluation_seeds(config.episodes), f"{name} {view}")
+        write_atomically(path, json.dumps(cells).encode())
+    return cells
+
+
+# -------------------------------------------------------------------- pictures
+
+
+class FilmedEnv:
+    """An environment that keeps a frame of every second step; everything else is the environment's own."""
+
+    def __init__(self, env: MetaWorldEnv) -> None:
+        self._env, self.frames, self._steps = env, [], 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def step(self, command: np.ndarray) -> Any:
+        result = self._env.step(command)
+        self._steps += 1
+        if self._steps % 2 == 0:
+            self.frames.append(self._env.render())
+        return result
+
+
+def film(name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int, offset: float) -> tuple[np.ndarray, bool]:
+    """A rollout's frames (t, H, W, 3) uint8, and whether it succeeded."""
+    with config.env(offset) as env:
+        filmed = FilmedEnv(env)
+        episode = rollout(filmed, actor(name, policy), MetaWorldServo(), seed, context=config.context, horizon=horizon)
+        return np.stack(filmed.frames), episode.succeeded
+
+
+def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int) -> np.ndarray:
+    """What PARA sees and answers at each decision of a rollout: the heatmap of every target over the frame, (t, H, W, 3) uint8."""
+    shots = []
+
+    def shoot(observation: Observation, actions: Actions) -> None:
+        clip, state = policy.inputs(observation)
+        with torch.no_grad():
+            features, query = policy.features(clip)
+            maps = policy.head.maps(features, query, state)
+        frame = (clip[0, -1].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
+        heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
+        for t, pixel in enumerate(actions.pixels[0].cpu().numpy()):
+            image = draw_points(upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9)
+            shots.append(label(image, f"target +{t + 1}"))
+
+    with config.env() as env:
+        rollout(env, policy, MetaWorldServo(), seed, context=config.context, horizon=horizon, on_decision=shoot)
+    return np.stack(shots)
+
+
+def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: RobotConfig, out: Path, horizon: int) -> None:
+    """Videos, bar chart and report."""
+    media: list[tuple[str, str, Path]] = []
+    success_bars(
+        out / "success.png", {name: p["cells"] for name, p in summary["policies"].items()}, references=summary["oracle"],
+        title=f"{config.task}, {config.demos} demonstrations",
+    )  # fmt: skip
+    media.append(("Success", "Share of episodes that succeed, with Wilson 95 % intervals.", out / "success.png"))
+    if "para" in trained:
+        seed = _telling_seed(summary["policies"], "para", None)
+        write_video(out / "heatmaps.mp4", film_heatmaps(trained["para"], config, seed, horizon), fps=6)
+        media.append(("Where next?", f"PARA's heatmaps at each decision of episode {seed}.", out / "heatmaps.mp4"))
+        for other in [name for name in trained if name != "para"][:1]:
+            seed = _telling_seed(summary["policies"], "para", other)
+            view, offset = next(iter(config.offsets.items()))
+            clips, won = zip(*(film(name, trained[name], config, seed, horizon, offset) for name in ("para", other)), strict=True)
+            write_video(out / "side_by_side.mp4", side_by_side(*clips, ("PARA", other), won, hold=10), fps=12)
+            told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
+            media.append((f"PARA and {other}", told, out / "side_by_side.mp4"))
+    intro = f"{config.task} from {config.demos} demonstrations. All policies share backbone, initial weights, inputs and budget."
+    write_report(out / "report.html", summary, media, title=f"para_video: {config.task}", intro=intro)
+
+
+def _telling_seed(policies: dict[str, Any], winner: str, loser: str | None) -> int:
+    """An evaluation seed that the winner solved (and the loser, where given, did not); else the first seed."""
+    view = next(iter(policies[winner]["cells"]))
+    won = policies[winner]["cells"][view]["succeeded_at"]
+    lost = policies[loser]["cells"][view]["succeeded_at"] if loser else dict.fromkeys(won)
+    solved = [seed for seed in won if won[seed] is not None]
+    return int(next((seed for seed in solved if lost[seed] is None), (solved or list(won))[0]))
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print successes as a table."""
+    views = list(next(iter(summary["policies"].values()))["cells"])
+    table = Table(title=f"{summary['task']}, {summary['demos']} demonstrations: successes (Wilson 95 %)")
+    for name in ("", *views, "training s", "ms per decision"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, policy in summary["policies"].items():
+        cells = [_cell(policy["cells"][view]) for view in views]
+        table.add_row(name, *cells, f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}")
+    for name, cell in summary["oracle"].items():
+        table.add_row(name, _cell(cell), style="dim")
+    console.print(table)
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    low, high = cell["wilson95"]
+    return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {}
+    for package in ("para_video", "torch", "metaworld", "mujoco", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+# -------------------------------------------------------------------- the story
+
+
+def main(config: RobotConfig) -> dict[str, Any]:
+    """Record, bound, train, evaluate, draw; returns what summary.json holds."""
+    begun, console = time.perf_counter(), Console()
+    accelerator = make_accelerator("bf16")
+    out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
+    with accelerator.main_process_first():
+        demos = demonstrations(config, console).demos
+    trained, policies = {}, {}
+    for name in config.policy_names:
+        trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console)
+    if not accelerator.is_main_process:
+        return {}
+    oracle, horizon = bounds(config, demos, readout_spec(demos))
+    for name, policy in trained.items():
+        cells = evaluate_policy(name, policy, config, out / name, horizon)
+        p50, p95 = next(iter(cells.values()))["act_ms"]
+        policies[name] |= {"ms_per_act": {"p50": p50, "p95": p95}, "cells": cells}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    summary = {
+        "task": config.task,
+        "demos": config.demos,
+        "backbone": config.backbone,
+        "seed": config.seed,
+        "horizon": horizon,
+        "oracle": oracle,
+        "policies": policies,
+        "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
+        "config": settings,
+        "versions": versions(),
+        "seconds": time.perf_counter() - begun,
+    }
+    draw(trained, summary, config, out, horizon)
+    summary["seconds"] = time.perf_counter() - begun
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    show(summary, console)
+    console.print(f"{summary['seconds']:.0f} s in all. Report, videos, figures and checkpoints: {out}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(tyro.cli(RobotConfig, description=__doc__))

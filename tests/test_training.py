@@ -1,0 +1,144 @@
+"""Training: exact resume, atomic files, loss balance, learning-rate schedule."""
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Dataset
+
+from backbones import build_backbone
+from para_video.agent import VideoPolicy
+from para_video.batches import CircleBatches
+from para_video.circles import CircleVideos
+from para_video.heads import ParaHead
+from para_video.readout import ReadoutSpec
+from para_video.training import STATE_FILE, FitConfig, LossBalance, fit, learning_rate_factor, write_atomically
+
+
+def tiny_policy() -> VideoPolicy:
+    torch.manual_seed(0)
+    backbone = build_backbone("mini", width=8, channels=8, depth=1)
+    return VideoPolicy(backbone, ParaHead(8, ReadoutSpec(), grid=16, hidden=8), (1.0, 2.0))
+
+
+def batches(seed: int, rank: int, processes: int) -> Dataset:
+    return CircleBatches(CircleVideos(seed=seed, size=32, observed=2, future=3), batch_size=2, rank=rank, processes=processes)
+
+
+CONFIG = FitConfig(steps=4, save_every=2, warmup=1, precision="no")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_at(step: int):
+    class Cut(CircleBatches):
+        def __getitem__(self, index: int):
+            if index == step:
+                raise Interrupted
+            return super().__getitem__(index)
+
+    return lambda seed, rank, processes: Cut(CircleVideos(seed=seed, size=32, observed=2, future=3), batch_size=2)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    whole, cut = tiny_policy(), tiny_policy()
+    fit(whole, batches, CONFIG, folder=tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit(cut, interrupted_at(3), CONFIG, folder=tmp_path / "cut")
+    again = tiny_policy()
+    result = fit(again, batches, CONFIG, folder=tmp_path / "cut", resume=True)
+    assert result.steps == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    first, second = (load_file(tmp_path / run / STATE_FILE) for run in ("whole", "cut"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_moves_the_weights_and_returns_their_average(tmp_path):
+    policy = tiny_policy()
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    fit(policy, batches, CONFIG, folder=tmp_path)
+    saved = load_file(tmp_path / STATE_FILE)
+    assert not torch.equal(before["head.heat.weight"], policy.head.heat.weight)
+    assert torch.equal(saved["average/head.heat.weight"], policy.head.heat.weight)
+    assert not torch.equal(saved["weights/head.heat.weight"], policy.head.heat.weight)
+
+
+def test_a_frozen_backbone_stays(tmp_path):
+    torch.manual_seed(0)
+    policy = VideoPolicy(build_backbone("mini", width=8, channels=8, depth=1), ParaHead(8, ReadoutSpec(), grid=16), (1.0,), frozen=True)
+    before = {name: value.clone() for name, value in policy.backbone.named_parameters()}
+    fit(policy, batches, CONFIG)
+    assert all(torch.equal(before[name], value) for name, value in policy.backbone.named_parameters())
+
+
+def test_resume_refuses_other_settings_and_other_networks(tmp_path):
+    fit(tiny_policy(), batches, CONFIG, folder=tmp_path)
+    with pytest.raises(ValueError, match="steps was 4 and is 8"):
+        fit(tiny_policy(), batches, FitConfig(steps=8, save_every=2, warmup=1, precision="no"), folder=tmp_path, resume=True)
+    other = VideoPolicy(build_backbone("mini", width=8, channels=8, depth=2), ParaHead(8, ReadoutSpec(), grid=16, hidden=8), (1.0,))
+    with pytest.raises(ValueError, match="another network"):
+        fit(other, batches, CONFIG, folder=tmp_path, resume=True)
+
+
+def test_a_damaged_state_is_named_with_the_remedy(tmp_path):
+    (tmp_path / STATE_FILE).write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    with pytest.raises(ValueError, match=r"training\.safetensors is damaged.*delete it"):
+        fit(tiny_policy(), batches, CONFIG, folder=tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    policy = tiny_policy()
+    with torch.no_grad():
+        policy.head.heat.weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        fit(policy, batches, CONFIG)
+
+
+def test_balance_divides_by_the_running_mean_and_leaves_solved_losses_small():
+    balance = LossBalance(decay=0.5, floor=0.1)
+    values = [4.0, 2.0]
+    totals = [float(balance.total({"a": torch.tensor(v)}, {"a": v})) for v in values]
+    # means corrected for their start: 4, then (0.25 * 4 + 0.5 * 2) / 0.75 = 8/3
+    assert totals == pytest.approx([1.0, 2.0 / (8 / 3)])
+    solved = LossBalance(decay=0.5, floor=0.1)
+    assert float(solved.total({"a": torch.tensor(0.01)}, {"a": 0.01})) == pytest.approx(0.1)
+    assert float(LossBalance(0.0).total({"a": torch.tensor(3.0), "b": torch.tensor(2.0)}, {})) == 5.0
+
+
+def test_learning_rate_warms_up_and_falls_to_a_hundredth():
+    config = FitConfig(steps=100, warmup=10)
+    assert learning_rate_factor(0, config) == pytest.approx(0.1, rel=1e-3)
+    assert learning_rate_factor(50, config) == pytest.approx(0.505)
+    assert learning_rate_factor(100, config) == pytest.approx(0.01)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomically(path, b"old")
+
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(OSError, match=r"summary\.json .*No space left.*free some space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"ema": 1.0}, {"learning_rate": 0.0}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FitConfig(**wrong)
+
+
+def test_losses_are_kept_and_finite(tmp_path):
+    result = fit(tiny_policy(), batches, CONFIG, folder=tmp_path)
+    assert [row["step"] for row in result.losses] == [0, 3]
+    assert json.dumps(result.losses)
