@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -254,7 +255,7 @@ class MiniVideo(VideoBackbone):
         past, groups = video * 2 - 1, math.ceil(horizon / self.tubelet)
         x = torch.randn(len(video), groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
         levels = torch.linspace(1, 0, steps + 1).tolist()
-        for now, after in zip(levels[:-1], levels[1:], strict=True):
+        for now, after in pairwise(levels):
             maps = self._maps(past, (1 - now) * x, groups, x.new_full((len(x),), now))
             x = x + (after - now) * self._velocity(x, maps, past)
         return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)

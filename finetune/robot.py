@@ -35,7 +35,16 @@ from para_video.baselines import ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
 from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
 from para_video.demos import Demo, DemoSet, Plan, cached_demos, load_demos, select_demos
-from para_video.figures import draw_points, label, overlay_heatmap, side_by_side, success_bars, upscale, upscale_points, write_report
+from para_video.figures import (
+    draw_points,
+    label,
+    overlay_heatmap,
+    side_by_side,
+    success_bars,
+    upscale,
+    upscale_points,
+    write_report,
+)
 from para_video.heads import ParaHead
 from para_video.heatmap import Bins
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy, Schedule
@@ -66,8 +75,8 @@ HEADS = {
 }
 LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 1e-3}
 """Peak learning rates by the first word of a policy's name, each the best of those tried on demonstration seeds."""
-HEIGHT_MARGIN_M = 0.05
-"""The height bins reach this far beyond the demonstrations' lowest and highest target."""
+HEIGHT_BINS, HEIGHT_MARGIN_M = 32, 0.03
+"""The height bins reach this far beyond what the demonstrations rise and sink within a chunk."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +191,13 @@ def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) ->
 
 
 def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
-    """Height bins around what the demonstrations reach for."""
-    heights = np.concatenate([demo.targets(np.arange(len(demo)), chunk=1, stride=schedule.frame_stride)[0][..., 2] for demo in demos])
-    return ReadoutSpec(z=Bins(float(heights.min()) - HEIGHT_MARGIN_M, float(heights.max()) + HEIGHT_MARGIN_M, 32))
+    """Height bins around how far the demonstrations go up and down within a chunk."""
+    rises = []
+    for demo in demos:
+        targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
+        rises.append((targets[..., 2] - demo.positions[:, None, 2]).ravel())
+    low, high = float(min(map(np.min, rises))), float(max(map(np.max, rises)))
+    return ReadoutSpec(z=Bins(low - HEIGHT_MARGIN_M, high + HEIGHT_MARGIN_M, HEIGHT_BINS), relative=True)
 
 
 def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:
@@ -287,7 +300,9 @@ def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: 
         frame = (clip[0, -1].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
         for t, pixel in enumerate(actions.pixels[0].cpu().numpy()):
-            image = draw_points(upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9)
+            image = draw_points(
+                upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9
+            )
             shots.append(label(image, f"target +{t + 1}"))
 
     with config.env() as env:

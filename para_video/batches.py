@@ -48,7 +48,14 @@ class CircleBatches(Dataset):
     """
 
     def __init__(
-        self, circles: CircleVideos, *, batch_size: int, still: float = 0.3, rank: int = 0, processes: int = 1, length: int = 2**31
+        self,
+        circles: CircleVideos,
+        *,
+        batch_size: int,
+        still: float = 0.3,
+        rank: int = 0,
+        processes: int = 1,
+        length: int = 2**31,
     ) -> None:
         self.circles, self.batch_size, self.still, self.rank, self.processes = circles, batch_size, still, rank, processes
         self.length = length
@@ -67,7 +74,9 @@ def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int) ->
     clips = [circles[i] for i in indices]
     hidden = circles.observed - context
     video = torch.stack([clip.video[hidden : circles.observed] for clip in clips]).float() / 255
-    centres, visible = (torch.stack(part)[:, hidden:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True))
+    centres, visible = (
+        torch.stack(part)[:, hidden:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True)
+    )
     times = torch.arange(centres.shape[1]) - (context - 1.0)
     return Batch(video, Targets(centres, visible), times=times)
 
@@ -147,7 +156,9 @@ class DemoBatches(Dataset):
     def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
         """The batch of given (demo, step) pairs, unaugmented."""
         rows = [self._row(self.demos[d], self.frames[d], k) for d, k in steps]
-        clips, positions, gripper, rotations, position, rotation, opening = (torch.stack(column) for column in zip(*rows, strict=True))
+        clips, positions, gripper, rotations, position, rotation, opening = (
+            torch.stack(column) for column in zip(*rows, strict=True)
+        )
         state = RobotState(Camera.stack([self.demos[d].camera for d, _ in steps]), position, rotation, opening)
         pixels, depth = state.camera.project(positions)
         targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations)

@@ -47,8 +47,7 @@ class Camera:
         K, pose = self.intrinsics, self.world_T_camera
         if K.shape[-2:] != (3, 3) or pose.shape[-2:] != (4, 4) or K.shape[:-2] != pose.shape[:-2]:
             raise ValueError(
-                "camera wants intrinsics (*b, 3, 3) and world_T_camera (*b, 4, 4), "
-                f"got {tuple(K.shape)} and {tuple(pose.shape)}"
+                f"camera wants intrinsics (*b, 3, 3) and world_T_camera (*b, 4, 4), got {tuple(K.shape)} and {tuple(pose.shape)}"
             )
         focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1).detach()
         if not bool(torch.isfinite(K).all() & (focal > 0).all()):
@@ -106,9 +105,7 @@ class Camera:
 
     def to(self, *args, **kwargs) -> Camera:
         """Move or cast, as `torch.Tensor.to`."""
-        return replace(
-            self, intrinsics=self.intrinsics.to(*args, **kwargs), world_T_camera=self.world_T_camera.to(*args, **kwargs)
-        )
+        return replace(self, intrinsics=self.intrinsics.to(*args, **kwargs), world_T_camera=self.world_T_camera.to(*args, **kwargs))
 
     @property
     def batch_shape(self) -> torch.Size:

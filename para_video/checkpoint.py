@@ -90,7 +90,9 @@ def load_policy(folder: Path, *, trusted: tuple[str, ...] = TRUSTED) -> tuple[Vi
     policy = spec.build(trusted=trusted)
     weights = read_weights(folder)
     wanted = policy.state_dict()
-    wrong = sorted(k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape)
+    wrong = sorted(
+        k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape
+    )
     if wrong:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its config: {wrong[:4]} differ; save the policy again")
     policy.load_state_dict(weights)

@@ -346,9 +346,7 @@ def _check(demo: Demo, path: Path) -> None:
         array = getattr(demo, name)
         if array is None:
             continue
-        shape_fits = array.ndim == 1 + len(row) and all(
-            want in (None, got) for want, got in zip(row, array.shape[1:], strict=True)
-        )
+        shape_fits = array.ndim == 1 + len(row) and all(want in (None, got) for want, got in zip(row, array.shape[1:], strict=True))
         if not shape_fits or len(array) != len(demo) or len(demo) == 0:
             wanted = (len(demo) or "n", *("H" if want is None else want for want in row))
             raise ValueError(f"{path}: {name} has shape {array.shape}, wanted {wanted}; {_REMEDY}")

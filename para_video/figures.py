@@ -80,9 +80,7 @@ def overlay_heatmap(frame: ArrayLike, heatmap: ArrayLike, *, alpha: float = 0.7)
     image = _frame(frame)
     grid = np.asarray(heatmap, np.float32)
     if grid.ndim != 2 or not np.isfinite(grid).all() or (grid < 0).any():
-        raise ValueError(
-            f"heatmap must be (h, w), finite and not negative; got shape {grid.shape}; pass probabilities, not logits"
-        )
+        raise ValueError(f"heatmap must be (h, w), finite and not negative; got shape {grid.shape}; pass probabilities, not logits")
     if grid.max() == 0:
         return image.copy()
     # Pillow resizes in the half-pixel convention of this file: cells and pixels share their outer edges.
@@ -597,9 +595,7 @@ def _interval(policy: str, view: str, cell: Mapping[str, Any]) -> tuple[float, f
         raise ValueError(f"{policy} / {view}: a rate needs at least one episode, got {cell['episodes']}")
     rate, (low, high) = _rate(cell), cell["wilson95"]
     if not low - 1e-9 <= rate <= high + 1e-9:
-        raise ValueError(
-            f"{policy} / {view}: the interval [{low}, {high}] does not hold the rate {rate}; give both as fractions"
-        )
+        raise ValueError(f"{policy} / {view}: the interval [{low}, {high}] does not hold the rate {rate}; give both as fractions")
     return rate, max(rate - low, 0.0), max(high - rate, 0.0)
 
 

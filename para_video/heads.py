@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class ActionMaps:
             None: what it adds to them.
         size: (H, W) of the image that the maps lie over.
         head: the head that made them, for its pixel read-out.
+        origin: (b,) metres that the z bins count from, or None for zero.
         volume: (b, t, z, h, w) joint logits, or None in the factorised form; then heat is its logsumexp over z.
     """
 
@@ -46,6 +47,7 @@ class ActionMaps:
     size: tuple[int, int]
     head: ParaHead
     volume: Tensor | None = None
+    origin: Tensor | None = None
 
     def read(self, pixels: Tensor) -> PixelLogits:
         """What the head reads at pixels (b, t, 2); beyond the border the border is read."""
@@ -97,7 +99,11 @@ class ParaHead(ActionHead):
         self.norm = nn.LayerNorm(hidden)
         outputs = (0 if spec.joint_volume else spec.z.count) + spec.gripper_bins + 3 * spec.rotation_bins
         self.pixel = nn.Sequential(
-            nn.Linear(3 * hidden + 2, PIXEL_DIM), nn.GELU(), nn.Linear(PIXEL_DIM, PIXEL_DIM), nn.GELU(), nn.Linear(PIXEL_DIM, outputs)
+            nn.Linear(3 * hidden + 2, PIXEL_DIM),
+            nn.GELU(),
+            nn.Linear(PIXEL_DIM, PIXEL_DIM),
+            nn.GELU(),
+            nn.Linear(PIXEL_DIM, outputs),
         )
         self.to(memory_format=torch.channels_last)
 
@@ -177,20 +183,24 @@ class ParaHead(ActionHead):
         if state is None:
             return self(features, times=query.times, size=query.size)
         condition = self.robot_condition(state)
-        return self(features, times=query.times, size=query.size, start=state.pixel(), condition=condition)
+        maps = self(features, times=query.times, size=query.size, start=state.pixel(), condition=condition)
+        return replace(maps, origin=self._z(state)) if self.spec.relative else maps
+
+    def _z(self, state: RobotState) -> Tensor:
+        """(b,) the gripper's own height or distance."""
+        return self.spec.z_of(state.position[:, None], state.camera)[:, 0]
 
     def robot_condition(self, state: RobotState) -> Tensor:
-        """(b, ROBOT_CONDITION): a one that says the state is known; the gripper's opening, and the scalar that z bins at the
-        gripper, both over [-1, 1], the latter with sines of it so that small differences show; and how the image moves with
+        """(b, ROBOT_CONDITION): a one that says the state is known; the gripper's opening over [-1, 1]; its height (or distance)
+        in units of `PROBE_M`, with sines of it so that centimetres show; and how the image moves with
         the gripper, the pixels that it would shift by for `PROBE_M` along each world axis. They are what the camera means
         locally: without them a height cannot be told from pixels under an unknown zoom or roll."""
-        z = self.spec.z_of(state.position[:, None], state.camera)[:, 0]
-        place = (z - self.spec.z.low) / (self.spec.z.high - self.spec.z.low) * 2 - 1
-        known = torch.stack([torch.ones_like(place), state.opening * 2 - 1, place], -1)
-        points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(place)], 1)
+        z = self._z(state)
+        known = torch.stack([torch.ones_like(z), state.opening * 2 - 1, z / PROBE_M], -1)
+        points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(z)], 1)
         pixels, _ = state.camera.project(points)
         moved = (pixels[:, 1:] - pixels[:, :1]).flatten(1) / PROBE_PX
-        return torch.cat([known, sinusoid(place * 16, HEIGHT_DIM), moved], -1)
+        return torch.cat([known, sinusoid(z * 100, HEIGHT_DIM), moved], -1)
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`."""
@@ -214,7 +224,8 @@ class ParaHead(ActionHead):
             return {"heat": masked_cross_entropy(heat, goal, targets.labelled)}
         known = _both(targets.visible & inside(targets.pixels, maps.size), targets.labelled)
         placed = _both(known, targets.position_mask)
-        goal_z = spec.z.targets(spec.z_of(targets.positions, camera))
+        z = spec.z_of(targets.positions, camera)
+        goal_z = spec.z.targets(z if maps.origin is None else z - maps.origin[:, None])
         pixels = torch.where(known[..., None], targets.pixels, torch.zeros_like(targets.pixels))
         if self.training:
             pixels = pixels + self.jitter_px * torch.randn_like(pixels)

@@ -117,9 +117,7 @@ class Bins:
 
     def __post_init__(self) -> None:
         if not (self.count >= 2 and self.high > self.low and math.isfinite(self.high - self.low)):
-            raise ValueError(
-                f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]"
-            )
+            raise ValueError(f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]")
 
     @property
     def width(self) -> float:

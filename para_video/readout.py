@@ -51,6 +51,8 @@ class ReadoutSpec:
     Args:
         lift: "height" reads world z and meets the pixel's ray with that plane; "depth" reads the distance along the ray.
         z: bins of that scalar in metres.
+        relative: the bins count from the gripper's present height or distance, so that heights which no demonstration reached
+            can be answered.
         gripper_bins: values of the gripper command, evenly spaced over [-1, 1]; the first opens, the last closes.
         rotation_bins: circular bins per Euler angle, or 0 for a wrist that does not turn.
         reference: world_R_reference as nested tuples, the declared frame of the angles.
@@ -63,6 +65,7 @@ class ReadoutSpec:
     rotation_bins: int = 0
     reference: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     joint_volume: bool = False
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.lift not in ("height", "depth"):
@@ -168,9 +171,11 @@ class Readout:
         heat = maps.heat.float()
         grid = heat.shape[-2:]
         if pixels is None:
-            pixels = cells_to_pixels(window_soft_argmax(self._reachable(heat, maps.size, camera), self.window), grid, maps.size)
+            pixels = cells_to_pixels(window_soft_argmax(self._reachable(heat, maps, camera), self.window), grid, maps.size)
         read = maps.read(pixels)
         z = self.spec.z.decode(read.z)
+        if maps.origin is not None:
+            z = z + maps.origin[:, None]
         log_heat = torch.cat([heat.flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
         log_z, log_gripper = read.z.float().log_softmax(-1), read.gripper.float().log_softmax(-1)
         log_probability = log_heat[..., :-1].amax(-1) + log_z.amax(-1) + log_gripper.amax(-1)
@@ -191,19 +196,19 @@ class Readout:
             entropy=entropy,
         )
 
-    def _reachable(self, heat: Tensor, size: tuple[int, int], camera: Camera) -> Tensor:
+    def _reachable(self, heat: Tensor, maps, camera: Camera) -> Tensor:
         """Heat with the cells struck out whose rays never come down to the bins' planes (the sky above a horizon)."""
         if self.spec.lift == "depth":
             return heat
         h, w = heat.shape[-2:]
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         cells = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(heat)
-        _, directions = camera.rays(cells_to_pixels(cells, (h, w), size).expand(len(heat), -1, -1))
-        highest = self.spec.z.high
+        _, directions = camera.rays(cells_to_pixels(cells, (h, w), maps.size).expand(len(heat), -1, -1))
+        highest = self.spec.z.high + (0.0 if maps.origin is None else maps.origin)
         meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] > highest)[..., None]
         if not bool(meets.any(-1).all()):
             raise ValueError(
-                f"no pixel's ray meets the planes up to {highest} m: the camera at height {camera.position[..., 2].tolist()} m "
+                f"no pixel's ray meets the planes up to {float(torch.as_tensor(highest).max()):.3g} m: the camera at height {camera.position[..., 2].tolist()} m "
                 "must stand above them and look down; use lift='depth' for other views"
             )
         return heat.masked_fill(~meets.view(len(heat), 1, h, w), -torch.inf)
@@ -216,15 +221,17 @@ def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tupl
         spec, grid, sigma_px, size: as the head is trained with.
 
     Returns:
-        f(points (t, 3), gripper (t,), camera unbatched) -> (points, gripper), what a perfect network would act.
+        f(points (t, 3), gripper (t,), camera unbatched, position (3,) of the gripper) -> (points, gripper), what a perfect
+        network would act.
     """
 
-    def through(points: Tensor, gripper: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    def through(points: Tensor, gripper: Tensor, camera: Camera, position: Tensor) -> tuple[Tensor, Tensor]:
         pixels, _ = camera.project(points)
         cells = gaussian_targets(pixels, torch.ones(len(pixels), dtype=torch.bool), (grid, grid), size, sigma_px)
         heat = cells[:, :-1].clamp_min(1e-12).log().view(-1, grid, grid)
         found = cells_to_pixels(window_soft_argmax(heat), (grid, grid), size)
-        z = spec.z.decode(spec.z.targets(spec.z_of(points[None], camera[None])[0]).log())
+        origin = spec.z_of(position[None], camera) if spec.relative else 0.0
+        z = spec.z.decode(spec.z.targets(spec.z_of(points, camera) - origin).log()) + origin
         values = spec.gripper_value(spec.gripper_targets(gripper))
         return spec.raise_pixels(found, z, camera), values
 

@@ -25,8 +25,8 @@ from para_video.policy import DEFAULT_SCHEDULE, Actions, Env, Observation, Polic
 HELD_STEPS = 10
 """A success is held when it lasts for this many steps."""
 
-RoundTrip = Callable[[Tensor, Tensor, Camera], tuple[Tensor, Tensor]]
-"""(points (t, 3), gripper (t,), camera) -> the same after what a read-out does to them."""
+RoundTrip = Callable[[Tensor, Tensor, Camera, Tensor], tuple[Tensor, Tensor]]
+"""(points (t, 3), gripper (t,), camera, gripper point (3,)) -> the same after what a read-out does to them."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,7 @@ def expert_rollout(env: ScriptedEnv, seed: int, *, horizon: int = 150) -> Episod
     return verdict.episode(seed)
 
 
-def evaluate(
-    run: Callable[[int], Episode], seeds: Sequence[int], *, on_episode: Callable[[Episode], None] | None = None
-) -> Cell:
+def evaluate(run: Callable[[int], Episode], seeds: Sequence[int], *, on_episode: Callable[[Episode], None] | None = None) -> Cell:
     """Run an episode of each seed: `evaluate(lambda seed: rollout(env, policy, servo, seed), evaluation_seeds(50))`.
 
     Policies that are given the same seeds meet the same episodes, so that their outcomes are paired.
@@ -230,7 +228,7 @@ def _executed(actions: Actions, schedule: Schedule) -> tuple[np.ndarray, np.ndar
 # -------------------------------------------------------------------- what bounds a policy
 
 
-def exact_round_trip(points: Tensor, gripper: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+def exact_round_trip(points: Tensor, gripper: Tensor, camera: Camera, position: Tensor) -> tuple[Tensor, Tensor]:
     """Project points (t, 3) and lift their pixels back at their heights: what is left is the arithmetic's own error."""
     pixels, _ = camera.project(points)
     return camera.lift_at_height(pixels, points[..., 2]), gripper
@@ -244,12 +242,10 @@ class ReplanningOracle:
 
     Args:
         env: the one that the rollout steps.
-        round_trip: points (t, 3), gripper (t,) and camera -> what is left of points and gripper after encoding and decoding.
+        round_trip: points (t, 3), gripper (t,), camera and gripper point (3,) -> what is left of points and gripper after encoding and decoding.
     """
 
-    def __init__(
-        self, env: ScriptedEnv, schedule: Schedule = DEFAULT_SCHEDULE, round_trip: RoundTrip = exact_round_trip
-    ) -> None:
+    def __init__(self, env: ScriptedEnv, schedule: Schedule = DEFAULT_SCHEDULE, round_trip: RoundTrip = exact_round_trip) -> None:
         self.env, self.schedule, self.round_trip = env, schedule, round_trip
 
     def reset(self) -> None:
@@ -267,7 +263,8 @@ class ReplanningOracle:
         positions, gripper, moves = (np.stack(column) for column in zip(*rows, strict=True))
         chunk, stride = self.schedule.chunk, self.schedule.frame_stride
         targets, efforts = future_targets(positions, gripper, moves, np.zeros(1, int), chunk=chunk, stride=stride)
-        decoded, effort = self.round_trip(torch.from_numpy(targets[0]), torch.from_numpy(efforts[0]), self.env.camera)
+        points, position = torch.from_numpy(targets[0]), torch.from_numpy(positions[0]).float()
+        decoded, effort = self.round_trip(points, torch.from_numpy(efforts[0]), self.env.camera, position)
         return Actions(decoded[None], effort[None])
 
 

@@ -149,7 +149,12 @@ def fit(
     loader = _loader(batches(config.seed, accelerator.process_index, accelerator.num_processes), run.result.steps, config)
     begun, before = time.perf_counter(), run.result.seconds
     bar = tqdm(
-        total=config.steps, initial=run.result.steps, desc=label, unit="step", disable=not accelerator.is_main_process, mininterval=1
+        total=config.steps,
+        initial=run.result.steps,
+        desc=label,
+        unit="step",
+        disable=not accelerator.is_main_process,
+        mininterval=1,
     )
     with bar:
         for step, batch in zip(range(run.result.steps, config.steps), loader, strict=False):
@@ -246,7 +251,7 @@ class _Run:
         try:
             with safe_open(str(path), "pt") as file:
                 meta = json.loads(file.metadata()["state"])
-                saved = {name: file.get_tensor(name) for name in file.keys()}
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to train from the start") from error
         differ = {k: (v, asdict(self.config).get(k)) for k, v in meta["config"].items() if asdict(self.config).get(k) != v}
@@ -289,4 +294,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         size = len(content) / 2**20
-        raise OSError(error.errno, f"cannot write {path} ({size:.1f} MB): {error.strerror}; free some space or choose another folder") from error
+        raise OSError(
+            error.errno, f"cannot write {path} ({size:.1f} MB): {error.strerror}; free some space or choose another folder"
+        ) from error

@@ -184,9 +184,7 @@ def _existing(path: str | Path) -> Path:
 
 def _unreadable(path: Path, reason: object) -> VideoError:
     first_line = next(iter(str(reason).strip().splitlines()), "no reason given")
-    return VideoError(
-        f"{path} cannot be decoded ({first_line}); it is truncated or no video: remove it, or copy or re-encode it"
-    )
+    return VideoError(f"{path} cannot be decoded ({first_line}); it is truncated or no video: remove it, or copy or re-encode it")
 
 
 def _choose(decoder: str | None) -> str:

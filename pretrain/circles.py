@@ -197,7 +197,12 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     curves = {"PARA head": summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
     error_curve(out / "error.png", curves, title="Circle tracking: held-out clips", ylabel="median error (px)")
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    summary |= {"steps": result.steps, "training_seconds": result.seconds, "seconds": time.perf_counter() - begun, "config": settings}
+    summary |= {
+        "steps": result.steps,
+        "training_seconds": result.seconds,
+        "seconds": time.perf_counter() - begun,
+        "config": settings,
+    }
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     show(summary, console)
     console.print(f"{summary['seconds']:.0f} s in all. Pictures, video, figures and checkpoint: {out}")

@@ -187,9 +187,7 @@ def test_input_is_not_mutated_and_the_same_input_gives_the_same_maps(name: str) 
     video = clip(backbone.spec, backbone.spec.contexts[1])
     kept = video.clone()
     with torch.no_grad():
-        first, second = (
-            backbone.features(video, horizon=backbone.spec.max_horizon, generator=generator(5)).maps for _ in range(2)
-        )
+        first, second = (backbone.features(video, horizon=backbone.spec.max_horizon, generator=generator(5)).maps for _ in range(2))
     assert torch.equal(video, kept)
     assert torch.equal(first, second)
 

@@ -305,9 +305,7 @@ def test_rows_of_a_batch_do_not_mix(name: str) -> None:
     head, batch, features = build(name).eval(), make_batch(3), make_features(3)
     with torch.no_grad():
         together = head.predict(features, query(), batch.state).positions
-        state = RobotState(
-            batch.state.camera[1:2], batch.state.position[1:2], batch.state.rotation[1:2], batch.state.opening[1:2]
-        )
+        state = RobotState(batch.state.camera[1:2], batch.state.position[1:2], batch.state.rotation[1:2], batch.state.opening[1:2])
         alone = head.predict(features.with_maps(features.maps[1:2]), query(), state).positions
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
 

@@ -45,9 +45,7 @@ def folder(three: DemoSet, tmp_path: Path) -> Path:
 def same(one: DemoSet, other: DemoSet) -> bool:
     names = ("frames", "positions", "rotations", "openings", "gripper", "moves")
     return len(one) == len(other) and all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for a, b in zip(one.demos, other.demos, strict=True)
-        for name in names
+        np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(one.demos, other.demos, strict=True) for name in names
     )
 
 

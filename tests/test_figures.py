@@ -215,9 +215,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag not in ("meta", "img", "link"):
             self.open.append(tag)
-        self.addresses += [
-            value or "" for name, value in attrs if name in ("src", "href", "poster", "srcset", "data", "action")
-        ]
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "poster", "srcset", "data", "action")]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

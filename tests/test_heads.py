@@ -151,9 +151,7 @@ def test_maps_are_laid_over_the_image_whatever_the_padding(scale: tuple, shift: 
 
 
 def test_beyond_a_crop_the_border_is_repeated() -> None:
-    affine = stride_affine(4.0) - torch.tensor(
-        [[0, 0, 4.0], [0, 0, 0]]
-    )  # the map lacks the image's first four columns of cells
+    affine = stride_affine(4.0) - torch.tensor([[0, 0, 4.0], [0, 0, 0]])  # the map lacks the image's first four columns of cells
     whole = map_of_pattern(stride_affine(4.0), (16, 16))
     times = torch.zeros(1)
     features = VideoFeatures(whole[..., 4:], times, times[:, None].expand(-1, 2), affine)

@@ -56,9 +56,7 @@ class GivenMaps:
         return self.logits
 
 
-def perfect_maps(
-    spec: ReadoutSpec, points: Tensor, view: Camera, gripper: Tensor, rotations: Tensor | None = None
-) -> GivenMaps:
+def perfect_maps(spec: ReadoutSpec, points: Tensor, view: Camera, gripper: Tensor, rotations: Tensor | None = None) -> GivenMaps:
     """The maps of a network that has learnt its targets exactly."""
     pixels, _ = view.project(points)
     seen = torch.ones(points.shape[:2], dtype=torch.bool)
@@ -110,7 +108,7 @@ def test_the_read_out_alone_errs_by_less_than_two_millimetres(spec: ReadoutSpec)
     size = (128, 128)
     view = camera(size=size)[0]
     points, gripper = scene(300)[0], torch.where(uniform(300, seed=2) > 0.5, 1.0, -1.0)
-    found, values = one_hot_round_trip(spec, 64, 2.0, size)(points, gripper, view)
+    found, values = one_hot_round_trip(spec, 64, 2.0, size)(points, gripper, view, points[0])
     error = (found - points).norm(dim=-1)
     assert float(error.max()) < 0.002, f"{float(error.max()) * 1000:.2f} mm"
     assert torch.equal(values, gripper)

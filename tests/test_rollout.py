@@ -262,7 +262,7 @@ def pick_place():
 
 def test_the_round_trip_through_pixels_is_exact() -> None:
     points = torch.tensor([[0.0, 0.6, 0.02], [0.1, 0.8, 0.3], [-0.2, 0.5, 0.1]])
-    lifted, gripper = exact_round_trip(points, torch.tensor([0.1, -1, 1]), CAMERA)
+    lifted, gripper = exact_round_trip(points, torch.tensor([0.1, -1, 1]), CAMERA, points[0])
     assert lifted.numpy() == pytest.approx(points.numpy(), abs=1e-5) and gripper.tolist() == pytest.approx([0.1, -1, 1])
 
 
@@ -292,7 +292,7 @@ def test_the_oracle_answers_what_a_demo_is_labelled_with(pick_place: MetaWorldEn
 
 
 def test_a_coarse_round_trip_breaks_the_oracle(pick_place: MetaWorldEnv) -> None:
-    coarse = ReplanningOracle(pick_place, round_trip=lambda points, gripper, camera: ((points * 10).round() / 10, gripper))
+    coarse = ReplanningOracle(pick_place, round_trip=lambda points, gripper, camera, position: ((points * 10).round() / 10, gripper))
     assert not rollout(pick_place, coarse, MetaWorldServo(), EVALUATION_SEED, context=0).succeeded
 
 

@@ -71,7 +71,9 @@ def test_training_moves_the_weights_and_returns_their_average(tmp_path):
 
 def test_a_frozen_backbone_stays(tmp_path):
     torch.manual_seed(0)
-    policy = VideoPolicy(build_backbone("mini", width=8, channels=8, depth=1), ParaHead(8, ReadoutSpec(), grid=16), (1.0,), frozen=True)
+    policy = VideoPolicy(
+        build_backbone("mini", width=8, channels=8, depth=1), ParaHead(8, ReadoutSpec(), grid=16), (1.0,), frozen=True
+    )
     before = {name: value.clone() for name, value in policy.backbone.named_parameters()}
     fit(policy, batches, CONFIG)
     assert all(torch.equal(before[name], value) for name, value in policy.backbone.named_parameters())

@@ -128,9 +128,7 @@ class MetaWorldEnv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
             self._env = _observable(ALL_V3_ENVIRONMENTS[task])
-        self._env._random_reset_space = _widened(
-            self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high
-        )
+        self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
         self._expert = ENV_POLICY_MAP[task]()
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
@@ -247,9 +245,7 @@ class MetaWorldEnv:
         Raises:
             RuntimeError: no offscreen OpenGL on this machine.
         """
-        renderer = self._renderer = self._renderer or _renderer(
-            self._env.model, self.placement.fovy_deg, self.size, self.shadows
-        )
+        renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
         renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = self.shadows
