@@ -111,6 +111,8 @@ class RobotConfig:
     """Frames that a policy sees."""
     size: int = 128
     """Side of the square frames in pixels."""
+    spread_over: int = 64
+    """Demonstrations show scenes chosen from this many so that objects and goals lie far apart; 0 takes them as they come."""
     noise: float = 0.0
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
     widen: float = 1.0
@@ -160,7 +162,7 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     if config.demo_folder is not None:
         return select_demos(load_demos(config.demo_folder), config.demos)
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
-        found = cached_demos(env, Plan(config.demos, noise=config.noise), on_episode=lambda _, ok: bar.update(int(ok)))
+        found = cached_demos(env, Plan(config.demos, spread_over=config.spread_over, noise=config.noise), on_episode=lambda _, ok: bar.update(int(ok)))
         bar.update(config.demos - bar.n)
     if found.discarded:
         console.print(f"the expert failed on seeds {list(found.discarded)}: discarded")

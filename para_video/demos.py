@@ -7,6 +7,7 @@ own, build `Demo`s and call `save_demos`. Nothing in a set is ever executed: no 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -99,6 +100,9 @@ class RecordableEnv(ScriptedEnv, Protocol):
     def gripper_opening(self) -> float: ...
 
     @property
+    def layout(self) -> np.ndarray: ...  # (d,) where the reset put objects and goals
+
+    @property
     def end_effector(self) -> torch.Tensor: ...
 
     def render(self) -> np.ndarray: ...
@@ -144,6 +148,8 @@ class Plan:
     Args:
         count: successful demonstrations wanted.
         first_seed: the seeds follow each other from here.
+        spread_over: where positive, the demonstrations are of scenes chosen from this many seeds so that their layouts (where
+            objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
             command); the expert corrects itself, so that recovery is demonstrated too.
         tail: steps recorded after the first success.
@@ -152,6 +158,7 @@ class Plan:
 
     count: int
     first_seed: int = 0
+    spread_over: int = 0
     noise: float = 0.0
     tail: int = 30
     limit: int = 200
@@ -196,8 +203,10 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
     """
     demos: list[Demo] = []
     discarded: list[int] = []
-    seed = plan.first_seed
-    while len(demos) < plan.count:
+    seeds = _spread_seeds(env, plan) if plan.spread_over else itertools.count(plan.first_seed)
+    for seed in seeds:
+        if len(demos) == plan.count:
+            break
         if not 0 <= seed < EVALUATION_SEED:
             raise ValueError(f"demo seed {seed} is outside [0, {EVALUATION_SEED}): choose a lower first_seed")
         demo = record_demo(env, seed, plan)
@@ -212,8 +221,27 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
                 f"the expert of {env.task} failed on {len(discarded)} of {len(discarded) + len(demos)} seeds with noise "
                 f"{plan.noise} and a limit of {plan.limit} steps; lower the noise or raise the limit"
             )
-        seed += 1
+    if len(demos) < plan.count:
+        raise RuntimeError(f"only {len(demos)} of {plan.count} demonstrations succeeded; raise spread_over from {plan.spread_over}")
     return DemoSet(tuple(demos), tuple(discarded), {**env.settings, **asdict(plan)})
+
+
+def _spread_seeds(env: RecordableEnv, plan: Plan) -> list[int]:
+    """Seeds ordered by farthest-point sampling of their layouts (Gonzalez 1985), from the most central one on."""
+    seeds = range(plan.first_seed, plan.first_seed + max(plan.spread_over, plan.count))
+    layouts = []
+    for seed in seeds:
+        env.reset(seed)
+        layouts.append(env.layout)
+    points = np.stack(layouts)
+    points = (points - points.mean(0)) / np.maximum(np.ptp(points, axis=0), 1e-6)
+    order = [int(np.linalg.norm(points, axis=1).argmin())]
+    distance = np.full(len(points), np.inf)
+    while len(order) < len(points):
+        distance = np.minimum(distance, np.linalg.norm(points - points[order[-1]], axis=1))
+        distance[order] = -1.0
+        order.append(int(distance.argmax()))
+    return [seeds[i] for i in order]
 
 
 def cached_demos(

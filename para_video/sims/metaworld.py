@@ -68,7 +68,7 @@ class CameraPlacement:
         fovy_deg: vertical field of view.
     """
 
-    azimuth_deg: float = 135.0
+    azimuth_deg: float = 165.0
     elevation_deg: float = -40.0
     distance_m: float = 1.15
     target: tuple[float, float, float] = (0.0, 0.65, 0.08)
@@ -228,6 +228,11 @@ class MetaWorldEnv:
     def gripper_opening(self) -> float:
         """In [0, 1], 0 closed, 1 open."""
         return float(np.clip(self._raw[3], 0, 1))
+
+    @property
+    def layout(self) -> np.ndarray:
+        """(d,) what the last reset drew: positions of object and goal, metres."""
+        return np.array(self._env._last_rand_vec, dtype=np.float64)
 
     def expert_action(self) -> np.ndarray:
         """(4,) the command of Meta-World's scripted expert in the current state, clipped to [-1, 1]."""
