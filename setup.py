@@ -35,7 +35,7 @@ setup(
     description="Pixel-aligned robot actions read off the features of video models",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["para_video", "para_video.*", "backbones", "backbones.*"]),
+    packages=[*find_packages(include=["para_video", "para_video.*", "backbones", "backbones.*"]), "pretrain", "finetune"],
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

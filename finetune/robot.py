@@ -43,6 +43,7 @@ from para_video.figures import (
     success_bars,
     upscale,
     upscale_points,
+    write_picture,
     write_report,
 )
 from para_video.heads import ParaHead
@@ -291,7 +292,7 @@ def film(name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon
 
 
 def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int) -> np.ndarray:
-    """What PARA sees and answers at each decision of a rollout: the heatmap of every target over the frame, (t, H, W, 3) uint8."""
+    """What PARA sees and answers at each of n decisions of a rollout: the heatmaps of t targets, (n, t, H, W, 3) uint8."""
     shots = []
 
     def shoot(observation: Observation, actions: Actions) -> None:
@@ -301,11 +302,11 @@ def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: 
             maps = policy.head.maps(features, query, state)
         frame = (clip[0, -1].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
+        row = []
         for t, pixel in enumerate(actions.pixels[0].cpu().numpy()):
-            image = draw_points(
-                upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9
-            )
-            shots.append(label(image, f"target +{t + 1}"))
+            image = draw_points(upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9)
+            row.append(label(image, f"target +{t + 1}"))
+        shots.append(np.stack(row))
 
     with config.env() as env:
         rollout(env, policy, MetaWorldServo(), seed, context=config.context, horizon=horizon, on_decision=shoot)
@@ -322,7 +323,10 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
     media.append(("Success", "Share of episodes that succeed, with Wilson 95 % intervals.", out / "success.png"))
     if "para" in trained:
         seed = _telling_seed(summary["policies"], "para", None)
-        write_video(out / "heatmaps.mp4", film_heatmaps(trained["para"], config, seed, horizon), fps=6)
+        shots = film_heatmaps(trained["para"], config, seed, horizon)
+        write_video(out / "heatmaps.mp4", shots.reshape(-1, *shots.shape[2:]), fps=6)
+        rows = shots[np.linspace(0, len(shots) - 1, min(len(shots), 4)).round().astype(int)]
+        write_picture(out / "heatmaps.png", np.concatenate([np.concatenate(list(row), 1) for row in rows]))
         media.append(("Where next?", f"PARA's heatmaps at each decision of episode {seed}.", out / "heatmaps.mp4"))
         for other in [name for name in trained if name != "para"][:1]:
             seed = _telling_seed(summary["policies"], "para", other)

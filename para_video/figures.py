@@ -229,6 +229,11 @@ def side_by_side(
     return np.stack(frames)
 
 
+def write_picture(path: str | Path, image: ArrayLike) -> None:
+    """Write a PNG of a frame, uint8 (H, W, 3)."""
+    Image.fromarray(_frame(image)).save(path)
+
+
 # -------------------------------------------------------------------- charts
 
 

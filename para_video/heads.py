@@ -17,7 +17,8 @@ from para_video.policy import Actions
 from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 
 TIME_DIM = 16
-ROBOT_CONDITION = 2 + 6
+HEIGHT_DIM = 16
+ROBOT_CONDITION = 3 + HEIGHT_DIM + 6
 PIXEL_DIM = 256
 PROBE_M, PROBE_PX = 0.1, 10.0
 REACH_PX = 32.0
@@ -190,12 +191,14 @@ class ParaHead(ActionHead):
         return self.spec.z_of(state.position[:, None], state.camera)[:, 0]
 
     def robot_condition(self, state: RobotState) -> Tensor:
-        """(b, ROBOT_CONDITION): a one that says the state is known; the gripper's opening over [-1, 1]; and how the image moves
-        with the gripper, the pixels that it would shift by for `PROBE_M` along each world axis. They are what the camera
-        means locally: without them a height cannot be told from pixels under an unknown zoom or roll. Where the gripper is in
-        the world is left out: on a few demonstrations it tells how far the episode has come, which does not generalise.
+        """(b, ROBOT_CONDITION): a one that says the state is known; the gripper's opening over [-1, 1]; its height (or distance)
+        in units of `PROBE_M`, with sines of it so that centimetres show; and how the image moves with the gripper, the pixels
+        that it would shift by for `PROBE_M` along each world axis. They are what the camera means locally: without them a
+        height cannot be told from pixels under an unknown zoom or roll.
         """
-        known = torch.stack([torch.ones_like(state.opening), state.opening * 2 - 1], -1)
+        z = self._z(state)
+        known = torch.stack([torch.ones_like(z), state.opening * 2 - 1, z / PROBE_M], -1)
+        known = torch.cat([known, sinusoid(z * 100, HEIGHT_DIM)], -1)
         points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(known)], 1)
         pixels, _ = state.camera.project(points)
         moved = (pixels[:, 1:] - pixels[:, :1]).flatten(1) / PROBE_PX

@@ -27,7 +27,7 @@ from para_video.agent import VideoPolicy
 from para_video.batches import CircleBatches, circle_batch
 from para_video.checkpoint import PolicySpec, initialise, save_policy
 from para_video.circles import CircleVideos, constant_velocity
-from para_video.figures import draw_points, error_curve, heatmap_strip, label, overlay_heatmap, upscale, upscale_points
+from para_video.figures import draw_points, error_curve, heatmap_strip, label, overlay_heatmap, upscale, upscale_points, write_picture
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
 from para_video.runs import output_folder
@@ -144,13 +144,6 @@ def draw(policy: VideoPolicy, circles: CircleVideos, folder: Path, clips: int = 
             big = draw_points(big, upscale_points(t[None], 3), style="ring", radius=9)
             film.append(label(draw_points(big, upscale_points(p[None], 3), style="cross", radius=9), name))
     write_video(folder / "overlay.mp4", np.stack(film), fps=4)
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a PNG of an RGB image (H, W, 3) uint8."""
-    from PIL import Image
-
-    Image.fromarray(image).save(path)
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

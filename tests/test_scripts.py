@@ -1,0 +1,113 @@
+"""The two scripts and the notebook, run as a user runs them but briefly."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from finetune import robot
+from para_video.checkpoint import load_policy
+from pretrain import circles
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("circles") / "run"
+    config = circles.CirclesConfig(out=out, steps=3, batch_size=2, size=64, held_out=8, workers=0)
+    circles.main(config)
+    return out
+
+
+def test_circles_writes_figures_by_horizon_pictures_and_a_checkpoint(pretrained):
+    summary = json.loads((pretrained / "summary.json").read_text())
+    horizons = [str(t) for t in range(-3, 7)]
+    assert list(summary["median_error_px"]) == horizons
+    assert list(summary["pck"]) == horizons
+    assert list(summary["constant_velocity_px"]) == horizons[4:]
+    assert summary["constant_velocity_px"]["6"] > summary["constant_velocity_px"]["1"] > 0
+    assert summary["steps"] == 3 and summary["seconds"] >= summary["training_seconds"] > 0
+    for name in ("overlay-0.png", "overlay.mp4", "error.png", "model.safetensors", "config.json"):
+        assert (pretrained / name).stat().st_size > 0
+
+
+def test_circles_refuses_a_folder_with_content_and_leaves_it(pretrained):
+    before = (pretrained / "summary.json").read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        circles.main(circles.CirclesConfig(out=pretrained))
+    assert (pretrained / "summary.json").read_bytes() == before
+
+
+def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    config = robot.RobotConfig(
+        task="reach-v3", demos=2, policies="para,regression,act", init=pretrained, steps=2, batch_size=2, episodes=1, size=64,
+        spread_over=4, out=out,
+    )  # fmt: skip
+    summary = robot.main(config)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert set(summary["oracle"]) == {"expert", "readout", "blind_replay"}
+    assert summary["oracle"]["expert"]["successes"] == summary["oracle"]["readout"]["successes"] == 1
+    for name in ("para", "regression", "act"):
+        policy = summary["policies"][name]
+        assert policy["steps"] == 2 and policy["seconds"] > 0 and 0 < policy["ms_per_act"]["p50"] <= policy["ms_per_act"]["p95"]
+        assert list(policy["cells"]) == ["same", "azimuth+18"]
+        assert {"successes", "held", "episodes", "rate", "wilson95"} <= policy["cells"]["same"].keys()
+        assert load_policy(out / name)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    for name in ("report.html", "success.png", "heatmaps.mp4", "side_by_side.mp4"):
+        assert (out / name).stat().st_size > 0
+
+    def never(*_, **__):
+        raise AssertionError("a finished part ran again")
+
+    monkeypatch.setattr(robot, "fit", never)
+    monkeypatch.setattr(robot, "draw", lambda *_: None)
+    again = robot.main(robot.RobotConfig(**{**vars(config), "resume": True}))
+    assert again["policies"] == summary["policies"]
+
+
+def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    import torch
+
+    from para_video.demos import Plan, record_demos
+
+    config = robot.RobotConfig(task="reach-v3", size=64)
+    with config.env() as env:
+        demos = record_demos(env, Plan(1)).demos
+    weights = []
+    for name in ("para", "regression-uvh-average", "act"):
+        torch.manual_seed(0)
+        weights.append(robot.policy_spec(name, config, demos).build().backbone.state_dict())
+    assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policies": "para,pra"}, "unknown policies.*pra.*choose from"),
+        ({"azimuths": "0;18"}, "azimuths must be numbers"),
+        ({"demos": 0}, "at least 1"),
+    ],
+)
+def test_robot_names_what_is_wrong_with_its_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        robot.RobotConfig(**options)
+
+
+def test_azimuths_name_their_cells():
+    assert robot.RobotConfig(azimuths="0,18,-6").offsets == {"same": 0.0, "azimuth+18": 18.0, "azimuth-6": -6.0}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_executed_and_still_run(path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_NOTEBOOK_STEPS", "2")
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells), "commit the notebook executed"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    assert all(cell.execution_count for cell in cells)
