@@ -98,9 +98,9 @@ class RobotConfig:
     """Checkpoint to start from, such as pretrain/circles.py writes; weights of the same name and shape are taken."""
     train: Literal["all", "heads"] = "all"
     """Train backbone and head, or the head alone on a frozen backbone."""
-    steps: int = 1000
+    steps: int = 2000
     """Optimiser steps of each policy."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Clips per step, over all processes."""
     learning_rate: float | None = None
     """Peak learning rate; default one for each kind of policy."""

@@ -50,9 +50,9 @@ class CirclesConfig:
     """Train backbone and head, or the head alone on a backbone that has been trained already."""
     init: Path | None = None
     """Checkpoint folder to start from; weights of the same name and shape are taken."""
-    steps: int = 900
+    steps: int = 1100
     """Optimiser steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Clips per step, over all processes."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
@@ -66,8 +66,8 @@ class CirclesConfig:
     """Folder of videos whose frames are the backgrounds; default procedural textures."""
     held_out: int = 256
     """Clips that the figures are measured on; none of them is trained on."""
-    workers: int = 1
-    """Processes that draw clips."""
+    workers: int = 0
+    """Extra processes that draw clips; worth it where there are more than two cores."""
     seed: int = 0
     """Of weights, training clips and held-out clips."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
