@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from para_video.agent import ActionHead, Batch, Query, RobotState
 from para_video.demos import Demo
 from para_video.features import VideoFeatures, sinusoid
-from para_video.heads import over_image
+from para_video.heads import PROBE_M, over_image
 from para_video.heatmap import masked_cross_entropy
 from para_video.policy import Actions, Observation, Policy
 from para_video.readout import ReadoutSpec, Targets
@@ -27,11 +27,12 @@ from para_video.readout import ReadoutSpec, Targets
 TargetKind = Literal["xyz", "uvh"]
 Pooling = Literal["average", "softmax"]
 
-ROBOT_DIM = 13
-"""Length of what `ActionCode.state` says of the robot: position, 6D rotation, opening, pixel, depth."""
+ROBOT_DIM = 19
+"""Length of what `ActionCode.state` says of the robot: position, 6D rotation, opening, pixel, depth, and how the pixel moves with
+the gripper (x and y for each world axis)."""
 CAMERA_DIM = 13
 """Length of the camera token: position, 6D rotation, normalised focal lengths and principal point."""
-OFFSET_DIM = 16
+TIME_DIM = 16
 PATCH = 4
 """Map cells a side that ACT makes one token of, once a map is laid over the image."""
 
@@ -123,9 +124,9 @@ class ActionCode(nn.Module):
     checkpoint carries them. Everything is float32 under autocast: bf16 would round a position by millimetres.
 
     Args:
-        statistics: of the demonstrations. kind: "xyz" world positions, or "uvh": pixel and world height, lifted by the camera.
+        statistics: of the demonstrations. spec: its height bins bound the heights of "uvh", as they bound PARA's.
+        kind: "xyz" world positions, or "uvh": pixel and world height, lifted by the camera.
         relative: whether targets are coded relative to the gripper's present position (or pixel and height).
-        heights: (lowest, highest) decoded height of "uvh" in metres.
     """
 
     mean: Tensor
@@ -133,12 +134,10 @@ class ActionCode(nn.Module):
     position_mean: Tensor
     position_std: Tensor
 
-    def __init__(
-        self, statistics: ActionStatistics, kind: TargetKind = "xyz", *, relative: bool, heights: tuple[float, float]
-    ) -> None:
+    def __init__(self, statistics: ActionStatistics, spec: ReadoutSpec, kind: TargetKind = "xyz", *, relative: bool) -> None:
         super().__init__()
         _chosen("target", kind, ("xyz", "uvh"))
-        self.kind, self.relative, self.heights = kind, relative, heights
+        self.kind, self.relative, self.spec = kind, relative, spec
         mean, std = statistics.target(kind, relative)
         numbers = {"mean": mean, "std": std, "position_mean": statistics.position_mean, "position_std": statistics.position_std}
         for name, values in numbers.items():
@@ -154,15 +153,17 @@ class ActionCode(nn.Module):
         """
         with torch.autocast(state.position.device.type, enabled=False):
             camera = state.camera
-            pixels, depth = camera.project(state.position[:, None].float())
-            pixels = _fractions(pixels[:, 0], size) * 2 - 1
+            probes = torch.cat([torch.zeros(1, 3), PROBE_M * torch.eye(3)]).to(state.position)
+            pixels, depth = camera.project(state.position[:, None] + probes)
+            pixels = _fractions(pixels, size) * 2 - 1
             away = camera.position - self.position_mean
             robot = [
                 (state.position - self.position_mean) / self.position_std,
                 _six(state.rotation),
                 state.opening[:, None] * 2 - 1,
-                pixels,
-                (depth - away.norm(dim=-1, keepdim=True)) / self.position_std.mean(),
+                pixels[:, 0],
+                (depth[:, :1] - away.norm(dim=-1, keepdim=True)) / self.position_std.mean(),
+                (pixels[:, 1:] - pixels[:, :1]).flatten(1) * 5,
             ]
             K = camera.intrinsics
             focal = torch.stack([K[:, 0, 0] / size[1], K[:, 1, 1] / size[0]], -1)
@@ -192,7 +193,11 @@ class ActionCode(nn.Module):
                 return values, None
             scale = values.new_tensor([size[1], size[0]])
             pixels = values[..., :2].clamp(0, 1) * scale - 0.5
-            lifted = state.camera.lift_at_height(pixels, values[..., 2].clamp(*self.heights))
+            height = values[..., 2]
+            if self.spec.lift == "height":
+                above = state.position[:, 2:] if self.spec.relative else torch.zeros_like(state.position[:, 2:])
+                height = torch.minimum(torch.maximum(height, self.spec.z.low + above), self.spec.z.high + above)
+            lifted = state.camera.lift_at_height(pixels, height)
             return torch.where(lifted.isfinite(), lifted, state.position[:, None].expand_as(lifted)), pixels
 
     def _values(self, positions: Tensor, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -293,7 +298,7 @@ def spatial_softmax(logits: Tensor) -> Tensor:
 class GlobalRegressionHead(RegressionHead):
     """Pools each feature map into one vector and regresses the target from it and the robot's state.
 
-    The layers before the pooling are ParaHead's: queried times take the nearest map and are told the signed offset to it.
+    As in ParaHead, queried times take the nearest map and are told the signed offset to it, and the time itself.
 
     Args:
         channels: of the feature maps. spec: what the gripper's bins mean; its z range bounds the heights of "uvh".
@@ -319,18 +324,18 @@ class GlobalRegressionHead(RegressionHead):
         points: int = 32,
         width: int = 256,
     ) -> None:
-        super().__init__(spec, ActionCode(statistics, target, relative=relative, heights=(spec.z.low, spec.z.high)), rotation)
+        super().__init__(spec, ActionCode(statistics, spec, target, relative=relative), rotation)
         self.pooling = _chosen("pooling", pooling, ("average", "softmax"))
         if layers < 1:
             raise ValueError(f"layers must be at least 1, got {layers}")
         self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
-        self.film = nn.Linear(OFFSET_DIM, 2 * hidden)
+        self.film = nn.Linear(2 * TIME_DIM, 2 * hidden)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
         self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
         self.points = nn.Conv2d(hidden, points, 1) if pooling == "softmax" else None
         self.norm = nn.LayerNorm(hidden)
-        inputs = hidden + OFFSET_DIM + ROBOT_DIM + CAMERA_DIM + (2 * points if pooling == "softmax" else 0)
+        inputs = hidden + 2 * TIME_DIM + ROBOT_DIM + CAMERA_DIM + (2 * points if pooling == "softmax" else 0)
         self.mlp = nn.Sequential(
             nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, self.outputs)
         )
@@ -343,7 +348,7 @@ class GlobalRegressionHead(RegressionHead):
         used, index = index.unique(return_inverse=True)
         maps = features.maps[:, used]
         x = self.first(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
-        embedded = sinusoid(offset, OFFSET_DIM)
+        embedded = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(query.times.to(offset), TIME_DIM)], -1)
         scale, shift = self.film(embedded)[..., None, None].chunk(2, 1)
         x = F.gelu(x[:, index] * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         for layer in self.rest:
@@ -465,7 +470,7 @@ class ActHead(RegressionHead):
         dropout: float = 0.1,
         grid: int = 8,
     ) -> None:
-        super().__init__(spec, ActionCode(statistics, relative=relative, heights=(spec.z.low, spec.z.high)), rotation)
+        super().__init__(spec, ActionCode(statistics, spec, relative=relative), rotation)
         if dim % heads or dim % 4 or grid % 2:
             raise ValueError(f"dim must be a multiple of 4 and of heads, grid even; got {dim}, {heads} and {grid}")
         self.dim, self.latent, self.kl_weight, self.grid = dim, latent, kl_weight, grid
@@ -473,12 +478,12 @@ class ActHead(RegressionHead):
         # a map is laid over the image with PATCH cells a token and side, so that a token keeps where in it things lie
         self.patch = nn.Conv2d(channels, dim, PATCH, PATCH)
         self.token_norm = nn.LayerNorm(dim)
-        self.time = nn.Linear(OFFSET_DIM, dim)
+        self.time = nn.Linear(TIME_DIM, dim)
         self.robot, self.camera, self.from_latent = (nn.Linear(n, dim) for n in (ROBOT_DIM, CAMERA_DIM, latent))
         self.extra_place = nn.Parameter(torch.randn(3, dim) * 0.02)
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(encoder_layers))
         self.encoder_norm = nn.LayerNorm(dim)
-        self.queries = nn.Linear(OFFSET_DIM, dim)
+        self.queries = nn.Linear(TIME_DIM, dim)
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(decoder_layers))
         self.answer_norm, self.answer = nn.LayerNorm(dim), nn.Linear(dim, self.outputs)
         self.posterior = Posterior(4 + (6 if rotation else 0), latent, layer, encoder_layers)
@@ -497,7 +502,7 @@ class ActHead(RegressionHead):
         for layer in self.encoder:
             memory = layer(memory, place)
         memory = self.encoder_norm(memory)
-        asked = self.queries(sinusoid(query.times.float(), OFFSET_DIM))
+        asked = self.queries(sinusoid(query.times.float(), TIME_DIM))
         x = memory.new_zeros(b, t, self.dim)
         for layer in self.decoder:
             x = layer(x, memory, asked, place)
@@ -514,7 +519,7 @@ class ActHead(RegressionHead):
         patches = self.patch(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, s))
         future = F.avg_pool2d(patches[:, 1:].flatten(0, 1), 2).unflatten(0, (b, s - 1))
         tokens = [patches[:, 0].flatten(2).mT, future.movedim(2, -1).flatten(1, 3)]
-        when = self.time(sinusoid(features.times[used].float(), OFFSET_DIM))
+        when = self.time(sinusoid(features.times[used].float(), TIME_DIM))
         fine = torch.arange(self.grid, device=maps.device, dtype=torch.float32)
         coarse = fine.view(-1, 2).mean(-1)
         places = [(self._place(fine) + when[0]), (self._place(coarse) + when[1:, None]).flatten(0, 1)]
@@ -561,7 +566,7 @@ class Posterior(nn.Module):
         super().__init__()
         dim = layer[0]
         self.token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.robot, self.action, self.time = nn.Linear(ROBOT_DIM, dim), nn.Linear(actions, dim), nn.Linear(OFFSET_DIM, dim)
+        self.robot, self.action, self.time = nn.Linear(ROBOT_DIM, dim), nn.Linear(actions, dim), nn.Linear(TIME_DIM, dim)
         self.place = nn.Parameter(torch.randn(2, dim) * 0.02)
         self.layers = nn.ModuleList(EncoderLayer(*layer) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, 2 * latent)
@@ -575,7 +580,7 @@ class Posterior(nn.Module):
         b = len(robot)
         with torch.autocast(robot.device.type, enabled=False):
             x = torch.cat([self.token.expand(b, 1, -1), self.robot(robot)[:, None], self.action(chunk)], 1)
-            place = torch.cat([self.place, self.time(sinusoid(times.float(), OFFSET_DIM))])
+            place = torch.cat([self.place, self.time(sinusoid(times.float(), TIME_DIM))])
         keep = torch.cat([torch.ones_like(known[:, :1]).expand(-1, 2), known], 1)
         for layer in self.layers:
             x = layer(x, place, keep)

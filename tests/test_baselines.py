@@ -34,7 +34,8 @@ from para_video.readout import ReadoutSpec, Targets, matrix_from_euler
 SIZE = (64, 64)
 TIMES = (1.0, 2.0, 3.0)
 CHANNELS = 16
-SPEC = ReadoutSpec(z=Bins(0.0, 0.4, 16))
+SPEC = ReadoutSpec(z=Bins(0.0, 0.4, 16), gripper_bins=2)
+WIDE = replace(SPEC, z=Bins(-1.0, 1.0, 16))
 STATISTICS = ActionStatistics(
     position_mean=(0.0, 0.6, 0.1),
     position_std=(0.1, 0.1, 0.05),
@@ -106,7 +107,7 @@ def build(name: str, seed: int = 0) -> ActionHead:
 @pytest.mark.parametrize("relative", [False, True])
 def test_perfect_outputs_decode_to_the_targets(kind: str, relative: bool) -> None:
     batch = make_batch(4)
-    code = ActionCode(STATISTICS, kind, relative=relative, heights=(-1.0, 1.0))
+    code = ActionCode(STATISTICS, WIDE, kind, relative=relative)
     exact, mask = code.encode(batch.targets, batch.state, SIZE)
     positions, pixels = code.decode(exact, batch.state, SIZE)
     assert mask.all()
@@ -123,11 +124,11 @@ def test_codes_by_hand() -> None:
     state = replace(batch.state, position=position)
     goals = torch.tensor([[[0.1, 0.5, 0.15]]])
     targets = Targets(torch.tensor([[[31.5, 12.3]]]), torch.ones(1, 1, dtype=torch.bool), positions=goals)
-    absolute = ActionCode(STATISTICS, relative=False, heights=(0, 1)).encode(targets, state, SIZE)[0]
+    absolute = ActionCode(STATISTICS, SPEC, relative=False).encode(targets, state, SIZE)[0]
     torch.testing.assert_close(absolute, torch.tensor([[[1.0, -1.0, 1.0]]]))
-    relative = ActionCode(STATISTICS, relative=True, heights=(0, 1)).encode(targets, state, SIZE)[0]
+    relative = ActionCode(STATISTICS, SPEC, relative=True).encode(targets, state, SIZE)[0]
     torch.testing.assert_close(relative, torch.tensor([[[-0.2, -4.0, -0.6]]]))
-    pixel = ActionCode(STATISTICS, "uvh", relative=False, heights=(0, 1)).encode(targets, state, SIZE)[0]
+    pixel = ActionCode(STATISTICS, SPEC, "uvh", relative=False).encode(targets, state, SIZE)[0]
     torch.testing.assert_close(pixel, torch.tensor([[[0.0, -1.5, 1.0]]]))  # (12.3 + 0.5) / 64 = 0.2
 
 
@@ -135,25 +136,38 @@ def test_xyz_does_not_depend_on_the_camera_and_uvh_is_lifted_by_it() -> None:
     here, there = make_batch(2), make_batch(2, azimuth=160.0)
     outputs = 0.3 * normal(2, 3, 3)
     for kind, same in (("xyz", True), ("uvh", False)):
-        code = ActionCode(STATISTICS, kind, relative=False, heights=(0.0, 0.4))
+        code = ActionCode(STATISTICS, SPEC, kind, relative=False)
         first, second = (code.decode(outputs, batch.state, SIZE)[0] for batch in (here, there))
         assert torch.equal(first, second) == same
-    lifted = ActionCode(STATISTICS, "uvh", relative=False, heights=(0.0, 0.4)).decode(outputs, there.state, SIZE)
+    lifted = ActionCode(STATISTICS, SPEC, "uvh", relative=False).decode(outputs, there.state, SIZE)
     torch.testing.assert_close(there.state.camera.project(lifted[0])[0], lifted[1], atol=1e-3, rtol=0)
 
 
 def test_uvh_stays_on_the_image_and_within_the_heights() -> None:
     batch = make_batch(1)
-    code = ActionCode(STATISTICS, "uvh", relative=False, heights=(0.0, 0.4))
+    code = ActionCode(STATISTICS, SPEC, "uvh", relative=False)
     positions, pixels = code.decode(torch.tensor([[[99.0, -99.0, 99.0], [0.0, 0.0, -99.0]]]), batch.state, SIZE)
     torch.testing.assert_close(pixels[0, 0], torch.tensor([63.5, -0.5]))
     torch.testing.assert_close(positions[0, :, 2], torch.tensor([0.4, 0.0]), atol=1e-6, rtol=0)
 
 
+def test_uvh_heights_are_bounded_by_the_bins_wherever_they_count_from() -> None:
+    batch = make_batch(2)
+    extreme = torch.tensor([[[0.0, 0.0, 99.0], [0.0, 0.0, -99.0]]]).expand(2, -1, -1)
+    relative = replace(SPEC, z=Bins(-0.1, 0.05, 8), relative=True)
+    positions, _ = ActionCode(STATISTICS, relative, "uvh", relative=False).decode(extreme, batch.state, SIZE)
+    expected = batch.state.position[:, 2:] + torch.tensor([0.05, -0.1])
+    torch.testing.assert_close(positions[..., 2], expected, atol=1e-6, rtol=0)
+    depth = replace(SPEC, lift="depth", z=Bins(0.9, 1.3, 8))  # bins of distances say nothing about heights
+    code = ActionCode(STATISTICS, depth, "uvh", relative=False)
+    found, _ = code.decode(torch.tensor([[[0.0, 0.0, 10.0]]]).expand(2, -1, -1), batch.state, SIZE)
+    torch.testing.assert_close(found[..., 2], torch.full((2, 1), 0.6), atol=1e-6, rtol=0)
+
+
 def test_a_ray_that_misses_the_plane_leaves_the_gripper_where_it_is() -> None:
     batch = make_batch(1)
     level = replace(batch.state, camera=Camera.from_fov(45.0, SIZE, orbit(135.0, 0.0, 1.0, (0.0, 0.6, 0.3)).float())[None])
-    code = ActionCode(STATISTICS, "uvh", relative=False, heights=(0.0, 0.4))
+    code = ActionCode(STATISTICS, SPEC, "uvh", relative=False)
     upwards = torch.tensor([[[0.0, -2.0, -1.0]]])  # above the horizon, yet below the camera
     positions, _ = code.decode(upwards, level, SIZE)
     torch.testing.assert_close(positions[:, 0], level.position)
@@ -162,7 +176,7 @@ def test_a_ray_that_misses_the_plane_leaves_the_gripper_where_it_is() -> None:
 def test_codes_are_float32_under_autocast() -> None:
     batch = make_batch(2)
     for kind in ("xyz", "uvh"):
-        code = ActionCode(STATISTICS, kind, relative=True, heights=(0.0, 0.4))
+        code = ActionCode(STATISTICS, SPEC, kind, relative=True)
         expected = (code.state(batch.state, SIZE), code.encode(batch.targets, batch.state, SIZE)[0])
         with torch.autocast("cpu", torch.bfloat16):
             found = (code.state(batch.state, SIZE), code.encode(batch.targets, batch.state, SIZE)[0])
@@ -178,11 +192,13 @@ def test_state_vector_by_hand() -> None:
     pose = torch.tensor([[[1.0, 0, 0, 0.0], [0, -1, 0, 0.6], [0, 0, -1, 1.1], [0, 0, 0, 1]]])
     position = torch.tensor([[0.1, 0.6, 0.1]])
     state = RobotState(Camera.from_fov(90.0, SIZE, pose), position, torch.eye(3)[None], torch.tensor([0.75]))
-    vector = ActionCode(STATISTICS, relative=False, heights=(0, 1)).state(state, SIZE)[0]
+    vector = ActionCode(STATISTICS, SPEC, relative=False).state(state, SIZE)[0]
     assert vector.shape == (ROBOT_DIM + CAMERA_DIM,)
     robot, camera = vector[:ROBOT_DIM], vector[ROBOT_DIM:]
     # position, rotation columns, opening, pixel (31.5 + 3.2, 31.5) on [-1, 1], depth 1 m less the mean's 1 m
-    torch.testing.assert_close(robot, torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0, 0.5, 0.1, 0, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(robot[:13], torch.tensor([1, 0, 0, 1, 0, 0, 0, 1, 0, 0.5, 0.1, 0, 0]), atol=1e-5, rtol=0)
+    # 10 cm to the side move the pixel by 3.2, a twentieth of the image; 10 cm up by 3.2 / 0.9 - 3.2
+    torch.testing.assert_close(robot[13:], torch.tensor([0.5, 0, 0, -0.5, 0.5 / 9, 0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(camera, torch.tensor([0, 0, 1, 1, 0, 0, 0, -1, 0, -0.5, -0.5, 0, 0]), atol=1e-5, rtol=0)
 
 
