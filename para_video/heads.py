@@ -200,7 +200,8 @@ class ParaHead(ActionHead):
         known = torch.stack([torch.ones_like(z), state.opening * 2 - 1, z / PROBE_M], -1)
         known = torch.cat([known, sinusoid(z * 100, HEIGHT_DIM)], -1)
         points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(known)], 1)
-        pixels, _ = state.camera.project(points)
+        with torch.autocast(points.device.type, enabled=False):  # bf16 matrix products would drown the differences
+            pixels, _ = state.camera.project(points)
         moved = (pixels[:, 1:] - pixels[:, :1]).flatten(1) / PROBE_PX
         return torch.cat([known, moved], -1)
 

@@ -207,9 +207,10 @@ class Readout:
         highest = self.spec.z.high + (0.0 if maps.origin is None else maps.origin)
         meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] > highest)[..., None]
         if not bool(meets.any(-1).all()):
+            top, eye = float(torch.as_tensor(highest).max()), camera.position[..., 2].tolist()
             raise ValueError(
-                f"no pixel's ray meets the planes up to {float(torch.as_tensor(highest).max()):.3g} m: the camera at height {camera.position[..., 2].tolist()} m "
-                "must stand above them and look down; use lift='depth' for other views"
+                f"no pixel's ray meets the planes up to {top:.3g} m: the camera at height {eye} m must stand above them and look "
+                "down; use lift='depth' for other views"
             )
         return heat.masked_fill(~meets.view(len(heat), 1, h, w), -torch.inf)
 

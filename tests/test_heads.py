@@ -19,7 +19,7 @@ GRID = 32
 CHANNELS = 6
 TIMES = torch.tensor([1.0, 2.0])
 DOWN = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
-FACTORISED = ReadoutSpec(z=Bins(0.0, 0.4, 16), rotation_bins=24, reference=DOWN)
+FACTORISED = ReadoutSpec(z=Bins(0.0, 0.4, 16), gripper_bins=2, rotation_bins=24, reference=DOWN)
 JOINT = replace(FACTORISED, joint_volume=True)
 both_forms = pytest.mark.parametrize("spec", [FACTORISED, JOINT], ids=["factorised", "joint"])
 
@@ -36,7 +36,7 @@ def make_features(b: int = 1, times: tuple[float, ...] = (1.0, 2.0), side: int =
 
 def make_head(spec: ReadoutSpec = FACTORISED, seed: int = 0, **options) -> ParaHead:
     torch.manual_seed(seed)
-    head = ParaHead(CHANNELS, spec, **({"grid": GRID, "hidden": 16} | options)).eval()
+    head = ParaHead(CHANNELS, spec, **({"grid": GRID, "hidden": 16, "layers": 2} | options)).eval()
     nn.init.normal_(head.film.weight, std=0.3)  # zero at first, which would hide what enters through it
     return head
 
@@ -109,9 +109,6 @@ def test_the_signed_offset_to_the_map_tells_times_apart() -> None:
     for i in range(4):
         for j in range(i):
             assert float((maps.heat[:, i] - maps.heat[:, j]).abs().max()) > 0.01
-    near = make_features(times=(4.0,))
-    with torch.no_grad():  # what counts is the offset, not the time
-        torch.testing.assert_close(run(head, near, torch.tensor([6.0])).heat[:, 0], maps.heat[:, 2])
 
 
 def test_times_may_be_asked_for_in_any_order() -> None:
@@ -206,9 +203,55 @@ def test_condition_changes_heat_and_values_and_none_counts_as_zeros() -> None:
         run(head, features, condition=torch.zeros(1, 3))
 
 
+def test_values_at_a_pixel_know_how_far_it_is_from_the_start() -> None:
+    head, features = make_head(), make_features(times=(0.0,))
+    pixels = torch.full((1, 2, 2), 60.0)  # beyond what the start itself reaches in the map
+    with torch.no_grad():
+        first, second = (run(head, features, start=torch.full((1, 2), v)) for v in (10.0, 20.0))
+        assert torch.equal(first.embedding[..., -1, -1], second.embedding[..., -1, -1])
+        assert float((first.read(pixels).z - second.read(pixels).z).abs().max()) > 1e-3
+
+
+def test_robot_condition_by_hand() -> None:
+    """A camera that looks straight down from 1 m above the gripper; focal length 32 px."""
+    pose = torch.tensor([[[1.0, 0, 0, 0], [0, -1, 0, 0.6], [0, 0, -1, 1.2], [0, 0, 0, 1]]])
+    camera = Camera.from_fov(90.0, SIZE, pose)
+    state = RobotState(camera, torch.tensor([[0.0, 0.6, 0.2]]), torch.eye(3)[None], torch.tensor([0.75]))
+    head = make_head()
+    found = head.robot_condition(state)[0]
+    assert found.shape == (head.condition,)
+    torch.testing.assert_close(found[:3], torch.tensor([1.0, 0.5, 2.0]))
+    # 10 cm along world x and y move the gripper by 3.2 px to the right and up; along the view axis it stays where it is
+    torch.testing.assert_close(found[-6:], torch.tensor([0.32, 0, 0, -0.32, 0, 0]), atol=1e-5, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head.robot_condition(state)[0], found)
+
+
+@pytest.mark.parametrize("lift", ["height", "depth"])
+def test_relative_bins_count_from_the_gripper(lift: str) -> None:
+    """Robot, camera and targets all raised by 0.7 m: the same losses, and answers raised by 0.7 m."""
+    spec = replace(FACTORISED, lift=lift, z=Bins(-0.2, 0.2, 16), relative=True)
+    head, features = make_head(spec), make_features()
+    nn.init.zeros_(head.context[0].weight)  # it is told the absolute height, too
+    targets, state = make_targets()
+    up = torch.tensor([0.0, 0.0, 0.7])
+    pose = state.camera.world_T_camera.clone()
+    pose[:, :3, 3] += up
+    raised = replace(state, camera=replace(state.camera, world_T_camera=pose), position=state.position + up)
+    with torch.no_grad():
+        here = head.predict(features, Query(TIMES, SIZE), state)
+        there = head.predict(features, Query(TIMES, SIZE), raised)
+        losses = [
+            head.loss(features, Query(TIMES, SIZE), Batch(torch.zeros(1, 1, 3, *SIZE), t, s))
+            for t, s in ((targets, state), (replace(targets, positions=targets.positions + up), raised))
+        ]
+    torch.testing.assert_close(there.positions, here.positions + up, atol=1e-3, rtol=0)
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-3, rtol=1e-3)
+
+
 def test_impossible_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="grid must be even and at least 4, layers at least 1; got 31 and 2"):
-        ParaHead(CHANNELS, FACTORISED, grid=31)
+        ParaHead(CHANNELS, FACTORISED, grid=31, layers=2)
     with pytest.raises(ValueError, match="got 32 and 0"):
         ParaHead(CHANNELS, FACTORISED, grid=32, layers=0)
 
@@ -223,7 +266,7 @@ def test_reading_is_bilinear_between_cells_and_clamped_at_the_border() -> None:
         cell = torch.tensor([[[7.25, 9.0], [7.25, 9.0]]])
         pixels = (cell + 0.5) * 4 - 0.5
         mixed = 0.75 * maps.embedding[:, :, :, 9, 7] + 0.25 * maps.embedding[:, :, :, 9, 8]
-        expected = head.pixel(torch.cat([head.norm(mixed), maps.context], -1))[..., :16]
+        expected = head.pixel(torch.cat([head.norm(mixed), maps.context, torch.zeros(1, 2, 2)], -1))[..., :16]
         torch.testing.assert_close(maps.read(pixels).z, expected)
         outside, corner = (torch.tensor([[[v, v], [v, v]]]) for v in (-50.0, 1.5))
         torch.testing.assert_close(maps.read(outside).z, maps.read(corner).z)

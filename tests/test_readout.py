@@ -20,8 +20,8 @@ from para_video.readout import (
 
 SIZE = (64, 64)
 GRID = 32
-HEIGHT = ReadoutSpec(z=Bins(0.0, 0.4, 32))
-DEPTH = ReadoutSpec(lift="depth", z=Bins(0.5, 2.0, 48))
+HEIGHT = ReadoutSpec(z=Bins(0.0, 0.4, 32), gripper_bins=2)
+DEPTH = ReadoutSpec(lift="depth", z=Bins(0.5, 2.0, 48), gripper_bins=2)
 DOWN = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 """A gripper that points down: x stays, y and z turn over."""
 
@@ -48,6 +48,7 @@ class GivenMaps:
     outside: Tensor
     logits: PixelLogits
     size: tuple[int, int] = SIZE
+    origin: Tensor | None = None
     asked: list[Tensor] | None = None
 
     def read(self, pixels: Tensor) -> PixelLogits:
@@ -93,6 +94,27 @@ def test_binned_scalars_and_lifts_are_inverse(spec: ReadoutSpec) -> None:
     points, view = scene(50, b=3), camera(b=3)
     pixels, _ = view.project(points)
     torch.testing.assert_close(spec.raise_pixels(pixels, spec.z_of(points, view), view), points, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("spec", [HEIGHT, DEPTH], ids=["height", "depth"])
+def test_bins_may_count_from_an_origin(spec: ReadoutSpec) -> None:
+    """Each clip's bins are shifted by its own origin."""
+    points, view, origin = scene(20, b=2), camera(b=2), torch.tensor([0.1, 0.25])
+    shifted = replace(spec, z=Bins(spec.z.low - 0.3, spec.z.high, 64))
+    maps = perfect_maps(shifted, points, view, torch.ones(2, 20))
+    z = shifted.z.targets(spec.z_of(points, view) - origin[:, None]).log()
+    maps = replace(maps, logits=replace(maps.logits, z=z), origin=origin)
+    found = Readout(shifted).decode(maps, view).positions
+    assert float((found - points).norm(dim=-1).max()) < 0.004
+
+
+def test_the_round_trip_may_count_from_the_gripper() -> None:
+    """Relative bins of 5 mm reach far above the table's range, wherever the gripper is."""
+    spec = replace(HEIGHT, z=Bins(-0.1, 0.1, 40), relative=True)
+    view, gripper = camera(size=(128, 128))[0], torch.ones(50)
+    points = torch.tensor([0.0, 0.6, 0.45]) + uniform(50, 3, low=-0.05, high=0.05)
+    found, _ = one_hot_round_trip(spec, 64, 2.0, (128, 128))(points, gripper, view, torch.tensor([0.0, 0.6, 0.45]))
+    assert float((found - points).norm(dim=-1).max()) < 0.002
 
 
 def test_depth_is_the_distance_along_the_ray() -> None:
@@ -240,7 +262,7 @@ def test_log_probability_and_entropy_by_brute_force() -> None:
     outside = torch.tensor([[0.7]])
     z, gripper, rotation = (uniform(1, 1, *shape, low=-2, high=2, seed=s) for s, shape in enumerate(((3,), (2,), (3, 4))))
     maps = GivenMaps(heat, outside, PixelLogits(z, gripper, rotation), size=(8, 10))
-    actions = Readout(spec).decode(maps, camera(size=(8, 10)))
+    actions = Readout(spec, window=3).decode(maps, camera(size=(8, 10)))
     cells = torch.cat([heat.flatten(), outside.flatten()]).exp()
     cells = cells / cells.sum()
     parts = [x.exp() / x.exp().sum() for x in (z[0, 0], gripper[0, 0], *rotation[0, 0])]
