@@ -571,7 +571,7 @@ class Posterior(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(*layer) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, 2 * latent)
         # starts at the prior: a KL divergence of many nats at first would drown the positions in a trainer that rescales losses
-        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, robot: Tensor, chunk: Tensor, times: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
