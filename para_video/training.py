@@ -258,7 +258,7 @@ class _Run:
         if differ:
             told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in differ.items())
             raise ValueError(f"{path} belongs to other settings ({told}); resume with the same ones or choose another folder")
-        self._prime_optimizer()
+        self._prime_optimizer(saved)
         live = self._tensors()
         wrong = sorted(k for k in live.keys() | saved.keys() if k not in live or k not in saved or live[k].shape != saved[k].shape)
         if wrong:
@@ -269,10 +269,10 @@ class _Run:
         self.result = FitResult(meta["steps"], meta["seconds"], meta["losses"])
         self.balance.mean, self.balance.count = meta["balance"]
 
-    def _prime_optimizer(self) -> None:
-        """AdamW makes its state at the first step: make it by hand, to be filled."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
+    def _prime_optimizer(self, saved: dict[str, Tensor]) -> None:
+        """AdamW makes a parameter's state at its first gradient: make by hand what is saved, to be filled."""
+        for index, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+            if f"optimizer/{index}/step" in saved:
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
