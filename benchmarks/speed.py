@@ -1,6 +1,6 @@
 """How fast PARA decides and trains on this machine, as ratios to what the project promises for two CPU cores.
 
-    python benchmarks/speed.py
+python benchmarks/speed.py
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main(config: SpeedConfig) -> dict[str, float]:
     """Measure, print, and return the figures."""
     torch.manual_seed(0)
     spec = PolicySpec(
-        import_string(config.backbone), "para_video.heads:ParaHead", head_options={"spec": ReadoutSpec(z=Bins(-0.2, 0.2, 32), relative=True)}
+        import_string(config.backbone),
+        "para_video.heads:ParaHead",
+        head_options={"spec": ReadoutSpec(z=Bins(-0.2, 0.2, 32), relative=True)},
     )
     policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"))
     camera = Camera.from_fov(45.0, (config.size, config.size), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
@@ -84,7 +86,9 @@ def main(config: SpeedConfig) -> dict[str, float]:
     n, t = config.batch_size, len(spec.times)
     positions = torch.rand(n, t, 3) * 0.2 + torch.tensor([-0.1, 0.55, 0.0])
     state = RobotState(Camera.stack([camera] * n), positions[:, 0], torch.eye(3).expand(n, 3, 3), torch.ones(n))
-    targets = Targets(state.camera.project(positions)[0], torch.ones(n, t, dtype=torch.bool), positions=positions, gripper=torch.ones(n, t))
+    targets = Targets(
+        state.camera.project(positions)[0], torch.ones(n, t, dtype=torch.bool), positions=positions, gripper=torch.ones(n, t)
+    )
     batch = Batch(clip.expand(n, 1, 3, -1, -1).contiguous(), targets, state)
     with FlopCounterMode(display=False) as flops:
         policy.eval().act(observation)
@@ -98,7 +102,8 @@ def main(config: SpeedConfig) -> dict[str, float]:
         "step_s_p50": float(np.median(step)),
         "step_ratio": float(np.median(step) / STEP_S * 8 / n),
     }
-    print(f"decision: {figures['decision_ms_p50']:.1f} ms (p95 {figures['decision_ms_p95']:.1f}) = {figures['decision_ratio']:.2f} x {DECISION_MS:g} ms")
+    p50, p95, ratio = (figures[f"decision_{part}"] for part in ("ms_p50", "ms_p95", "ratio"))
+    print(f"decision: {p50:.1f} ms (p95 {p95:.1f}) = {ratio:.2f} x {DECISION_MS:g} ms")
     print(f"training step of {n}: {figures['step_s_p50']:.3f} s = {figures['step_ratio']:.2f} x {STEP_S:g} s per 8 clips")
     print(f"{figures['gflop_per_decision']:.2f} GFLOP a decision, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if config.out is not None:

@@ -164,7 +164,11 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     if config.demo_folder is not None:
         return select_demos(load_demos(config.demo_folder), config.demos)
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
-        found = cached_demos(env, Plan(config.demos, spread_over=config.spread_over, noise=config.noise), on_episode=lambda _, ok: bar.update(int(ok)))
+        found = cached_demos(
+            env,
+            Plan(config.demos, spread_over=config.spread_over, noise=config.noise),
+            on_episode=lambda _, ok: bar.update(int(ok)),
+        )
         bar.update(config.demos - bar.n)
     if found.discarded:
         console.print(f"the expert failed on seeds {list(found.discarded)}: discarded")
@@ -305,7 +309,9 @@ def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: 
         heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
         row = []
         for t, pixel in enumerate(actions.pixels[0].cpu().numpy()):
-            image = draw_points(upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9)
+            image = draw_points(
+                upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9
+            )
             row.append(label(image, f"target +{t + 1}"))
         shots.append(np.stack(row))
 

@@ -242,7 +242,8 @@ class ReplanningOracle:
 
     Args:
         env: the one that the rollout steps.
-        round_trip: points (t, 3), gripper (t,), camera and gripper point (3,) -> what is left of points and gripper after encoding and decoding.
+        round_trip: points (t, 3), gripper (t,), camera and gripper point (3,) -> what is left of points and gripper after
+            encoding and decoding.
     """
 
     def __init__(self, env: ScriptedEnv, schedule: Schedule = DEFAULT_SCHEDULE, round_trip: RoundTrip = exact_round_trip) -> None:

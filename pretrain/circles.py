@@ -27,7 +27,16 @@ from para_video.agent import VideoPolicy
 from para_video.batches import CircleBatches, circle_batch
 from para_video.checkpoint import PolicySpec, initialise, save_policy
 from para_video.circles import CircleVideos, constant_velocity
-from para_video.figures import draw_points, error_curve, heatmap_strip, label, overlay_heatmap, upscale, upscale_points, write_picture
+from para_video.figures import (
+    draw_points,
+    error_curve,
+    heatmap_strip,
+    label,
+    overlay_heatmap,
+    upscale,
+    upscale_points,
+    write_picture,
+)
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
 from para_video.runs import output_folder

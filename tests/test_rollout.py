@@ -292,7 +292,7 @@ def test_the_oracle_answers_what_a_demo_is_labelled_with(pick_place: MetaWorldEn
 
 
 def test_a_coarse_round_trip_breaks_the_oracle(pick_place: MetaWorldEnv) -> None:
-    coarse = ReplanningOracle(pick_place, round_trip=lambda points, gripper, camera, position: ((points * 10).round() / 10, gripper))
+    coarse = ReplanningOracle(pick_place, round_trip=lambda points, gripper, *_: ((points * 10).round() / 10, gripper))
     assert not rollout(pick_place, coarse, MetaWorldServo(), EVALUATION_SEED, context=0).succeeded
 
 
