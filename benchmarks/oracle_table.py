@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
                 write(config.results, json.dumps(dict(sorted(known.items())), indent=1))
                 tqdm.write(row(task, known[task]))
     shown = {task: known[task] for task in config.tasks}
-    head, rest = config.page.read_text().split(START)
+    head, rest = (config.page.read_text() if config.page.exists() else START + END).split(START)
     write(config.page, head + START + table(shown) + END + rest.split(END)[1])
     return shown
 
@@ -136,7 +136,7 @@ def table(measured: dict[str, Any]) -> str:
         f"`python benchmarks/oracle_table.py`: n = {settings['episodes']} a cell, in brackets those held for 10 steps; targets "
         f"every {schedule['frame_stride']} steps, {schedule['executed']} of {schedule['chunk']} executed; "
         f"{settings['gripper_levels']} gripper levels; Meta-World {settings['metaworld']}, MuJoCo {settings['mujoco']}; "
-        f"{minutes:.0f} minutes on one core."
+        f"{minutes:.0f} minutes."
     )
     return "\n".join(["", *lines, "", made, ""])
 
