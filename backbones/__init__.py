@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from para_video.features import VideoBackbone
+from para_video.features import VideoBackbone, import_class
 
 CATALOGUE = {
     "mini": "backbones.mini:MiniVideo",
@@ -29,14 +27,7 @@ def backbone_class(name: str) -> type[VideoBackbone]:
     Raises:
         ValueError: an unknown name, or an import string that leads to no VideoBackbone.
     """
-    module_name, _, class_name = import_string(name).partition(":")
-    try:
-        found = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"backbone {name!r} cannot be imported: {error}; check the spelling of 'package.module:Class'") from error
-    if not (isinstance(found, type) and issubclass(found, VideoBackbone)):
-        raise ValueError(f"backbone {name!r} is no para_video.features.VideoBackbone")
-    return found
+    return import_class(import_string(name), VideoBackbone)
 
 
 def build_backbone(name: str, **options) -> VideoBackbone:

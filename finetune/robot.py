@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,7 +60,7 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import output_folder
+from para_video.runs import output_folder, plain_settings
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
@@ -405,7 +405,6 @@ def main(config: RobotConfig) -> dict[str, Any]:
         cells = evaluate_policy(name, policy, config, out / name, horizon)
         p50, p95 = next(iter(cells.values()))["act_ms"]
         policies[name] |= {"ms_per_act": {"p50": p50, "p95": p95}, "cells": cells}
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     summary = {
         "task": config.task,
         "demos": config.demos,
@@ -415,7 +414,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "oracle": oracle,
         "policies": policies,
         "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
-        "config": settings,
+        "config": plain_settings(config),
         "versions": versions(),
         "seconds": time.perf_counter() - begun,
     }

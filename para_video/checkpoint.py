@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from para_video.agent import ActionHead, VideoPolicy
-from para_video.features import VideoBackbone
+from para_video.features import VideoBackbone, import_class
 from para_video.policy import DEFAULT_SCHEDULE, Schedule
 from para_video.training import write_atomically
 
@@ -59,16 +59,9 @@ class PolicySpec:
 
 
 def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
-    module, _, name = target.partition(":")
-    if module.split(".")[0] not in trusted:
+    if target.partition(":")[0].split(".")[0] not in trusted:
         raise ValueError(f"{target!r} is outside {list(trusted)}; if you trust that code, pass its package in `trusted`")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{target!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ValueError(f"{target!r} is no {kind.__name__}")
-    return found
+    return import_class(target, kind)
 
 
 def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapping[str, Any] | None = None) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,22 @@ class VideoBackbone(nn.Module, ABC):
             TypeError: the backbone is no generative model (`spec.generative` is False).
         """
         raise TypeError(f"{type(self).__name__} has no generative loss (spec.generative is False); train it with its head alone")
+
+
+def import_class(target: str, kind: type) -> type:
+    """The class behind "package.module:Class".
+
+    Raises:
+        ValueError: it cannot be imported, or is no subclass of `kind`.
+    """
+    module, _, name = target.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{target!r} cannot be imported: {error}; check the spelling of 'package.module:Class'") from error
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{target!r} is no {kind.__module__}.{kind.__name__}")
+    return found
 
 
 class _Captured(Exception):

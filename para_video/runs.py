@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 RUNS = Path("runs")
-FINISHED = "summary.json"
-"""A run that wrote this file is complete."""
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
@@ -40,3 +40,8 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return folder
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """A script's config dataclass as JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
@@ -110,6 +111,7 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
 
 def make_accelerator(precision: str) -> Accelerator:
     """Accelerate's defaults; parts of a policy may go without gradient (a head's z bins on circles)."""
+    AcceleratorState._reset_state()  # else a second training in one process could not choose another precision
     return Accelerator(mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 

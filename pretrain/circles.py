@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +39,7 @@ from para_video.figures import (
 )
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
-from para_video.runs import output_folder
+from para_video.runs import output_folder, plain_settings
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -198,12 +198,11 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     draw(policy, unseen, out)
     curves = {"PARA head": summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
     error_curve(out / "error.png", curves, title="Circle tracking: held-out clips", ylabel="median error (px)")
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
     summary |= {
         "steps": result.steps,
         "training_seconds": result.seconds,
         "seconds": time.perf_counter() - begun,
-        "config": settings,
+        "config": plain_settings(config),
     }
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     show(summary, console)

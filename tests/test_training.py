@@ -14,7 +14,7 @@ from para_video.batches import CircleBatches
 from para_video.circles import CircleVideos
 from para_video.heads import ParaHead
 from para_video.readout import ReadoutSpec
-from para_video.training import STATE_FILE, FitConfig, LossBalance, fit, learning_rate_factor, write_atomically
+from para_video.training import STATE_FILE, FitConfig, LossBalance, fit, learning_rate_factor, make_accelerator, write_atomically
 
 
 def tiny_policy() -> VideoPolicy:
@@ -144,3 +144,7 @@ def test_losses_are_kept_and_finite(tmp_path):
     result = fit(tiny_policy(), batches, CONFIG, folder=tmp_path)
     assert [row["step"] for row in result.losses] == [0, 3]
     assert json.dumps(result.losses)
+
+
+def test_trainings_in_one_process_may_differ_in_precision():
+    assert [make_accelerator(precision).mixed_precision for precision in ("bf16", "no", "bf16")] == ["bf16", "no", "bf16"]
