@@ -142,7 +142,8 @@ class MiniVideo(VideoBackbone):
         )  # fmt: skip
         c, e, self.tubelet = width, 4 * width, tubelet
         self.stem = nn.Conv2d(3, c, 6, STRIDE, 1)
-        self.stem_last = nn.Conv2d(6, c, 6, STRIDE, 1)
+        self.stem_last = nn.Conv2d(3, c, 6, STRIDE, 1)
+        self.stem_motion = nn.Conv2d(3 * (max_context - 1), c, 6, STRIDE, 1, bias=False)
         self.stem_future = nn.Conv2d(3 * tubelet, c, 6, STRIDE, 1)
         self.down1, self.down2, self.down3 = DownBlock(c, c), DownBlock(c, 2 * c, 2), DownBlock(2 * c, 4 * c, 2)
         self.embed = nn.Sequential(nn.Linear(2 * e, e), nn.SiLU(), nn.Linear(e, e))
@@ -160,8 +161,10 @@ class MiniVideo(VideoBackbone):
         """Maps (b, t + groups, c, h, w) of observed (b, t, 3, H, W) and future frames. scaled_future (b, groups, 3 * tubelet, H, W)
         is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the encoder, and one stands for all."""
         b, t = observed.shape[:2]
-        last, before = observed[:, -1], observed[:, max(t - 2, 0)]
-        beside = _conv(self.stem_last, torch.cat([last, last - before], 1))  # every map sees the present, and how it moves
+        beside = _conv(self.stem_last, observed[:, -1])  # every map sees the present, and how it came about
+        if t > 1:
+            motion = observed.diff(dim=1).flip(1).flatten(1, 2)  # the latest change first
+            beside = beside + _conv(self.stem_motion, F.pad(motion, (0, 0, 0, 0, 0, 3 * (self.spec.contexts[1] - t))))
         stem, future = _conv(self.stem, observed.flatten(0, 1)) + beside.repeat_interleave(t, 0), None
         if groups and scaled_future is None:
             future = beside + self.stem_future.bias[:, None, None]

@@ -90,7 +90,7 @@ def measure(env: MetaWorldEnv, config: Config) -> dict[str, Any]:
     begin = time.perf_counter()
     tried = range(config.plan.first_seed, config.plan.first_seed + config.plan.count)
     demos = [demo for seed in tried if (demo := record_demo(env, seed, config.plan, frames=False)) is not None]
-    horizon = horizon_for(len(demo) - config.plan.tail for demo in demos)
+    horizon = horizon_for(env, seeds=tried)
     executed = replace(config.schedule, chunk=config.schedule.executed)  # further targets cost time and change nothing
     oracle = ReplanningOracle(env, executed, rounded_gripper(config.gripper_levels))
     replays = [Replay(demo, config.schedule) for demo in demos]

@@ -179,7 +179,7 @@ def bounds(config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec) -> tup
     """The cells of expert, read-out oracle and blind replay on the training view, and the horizon for everyone."""
     seeds, servo = evaluation_seeds(config.episodes), MetaWorldServo()
     with config.env() as env:
-        horizon = horizon_for(len(demo) for demo in demos)
+        horizon = horizon_for(env)
         trip = one_hot_round_trip(spec, ParaHead.GRID, ParaHead.SIGMA_PX, (config.size, config.size))
         oracle, replay = ReplanningOracle(env, round_trip=trip), Replay(demos[0])
         runs: dict[str, Callable[[int], Episode]] = {

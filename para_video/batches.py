@@ -26,6 +26,10 @@ class Augmentation:
         roll_deg, turn_deg: the camera is rotated about its own centre: about the view axis, and sideways and up or down.
         zoom: the focal length changes by up to this factor. All three warp the image by an exact homography.
         gain, bias: standard deviations of a factor and an offset per colour channel. noise: of pixel noise.
+        mirror: probability that the clip is seen in a mirror, which shows another scene at no cost: image, camera, robot and
+            targets are reflected together. The robot's condition tells the two worlds apart, where a task has a handedness.
+        mirror_normal: of the mirror, which stands in the world's origin; along x it stands in the robot's own symmetry plane
+            for a robot that faces along y.
     """
 
     roll_deg: float = 15.0
@@ -34,6 +38,8 @@ class Augmentation:
     gain: float = 0.2
     bias: float = 0.1
     noise: float = 0.01
+    mirror: float = 0.5
+    mirror_normal: tuple[float, float, float] = (1.0, 0.0, 0.0)
 
 
 class CircleBatches(Dataset):
@@ -172,7 +178,8 @@ class DemoBatches(Dataset):
 
 
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
-    """The batch seen by randomly turned and zoomed cameras in random colours; pixel labels follow exactly."""
+    """The batch, in part mirrored, seen by randomly turned and zoomed cameras in random colours; pixel labels follow exactly."""
+    batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
     camera, homography = random_camera_warp(batch.state.camera, augmentation, generator)
     b, t = batch.clip.shape[:2]
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
@@ -180,3 +187,33 @@ def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generat
     pixels, depth = camera.project(batch.targets.positions)
     targets = replace(batch.targets, pixels=pixels, visible=depth > 0)
     return Batch(clip, targets, replace(batch.state, camera=camera))
+
+
+def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
+    """The batch with the chosen clips (b,) seen in a mirror. The gripper's own frame is reflected at its first axis, so that its
+    rotations stay rotations."""
+    normal = torch.tensor(augmentation.mirror_normal)
+    across = torch.eye(3) - 2 * normal[:, None] * normal / normal.square().sum()
+    own = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
+    state, targets = batch.state, batch.targets
+    flipped = state.camera.mirrored(batch.clip.shape[-1], across)
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(chosen.view(-1, *[1] * (old.ndim - 1)), new, old)
+
+    def reflect(points: Tensor) -> Tensor:
+        return choose(points @ across, points)
+
+    def turn(rotations: Tensor) -> Tensor:
+        return choose(across @ rotations @ own, rotations)
+
+    camera = Camera(
+        choose(flipped.intrinsics, state.camera.intrinsics), choose(flipped.world_T_camera, state.camera.world_T_camera)
+    )
+    positions = reflect(targets.positions)
+    pixels, depth = camera.project(positions)
+    return Batch(
+        choose(batch.clip.flip(-1), batch.clip),
+        replace(targets, pixels=pixels, visible=depth > 0, positions=positions, rotations=turn(targets.rotations)),
+        replace(state, camera=camera, position=reflect(state.position), rotation=turn(state.rotation)),
+    )

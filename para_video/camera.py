@@ -213,6 +213,28 @@ class Camera:
         pose[..., :3, :3] = pose[..., :3, :3] @ rotation
         return replace(self, intrinsics=K, world_T_camera=pose), self.intrinsics @ rotation @ torch.linalg.inv(K)
 
+    def mirrored(self, width: int, reflection: Tensor) -> Camera:
+        """The camera that sees the reflected world in the flipped image: where this one sees a point p at pixel (x, y), that one
+        sees `reflection @ p` at (width - 1 - x, y).
+
+        Args:
+            width: of the image in pixels. reflection: (3, 3) orthogonal, determinant -1; a mirror through the world's origin.
+
+        Raises:
+            ValueError: the camera has lens distortion, or the matrix is no reflection.
+        """
+        if self.distortion is not None:
+            raise ValueError("mirrored() needs an ideal pinhole: undistort the images first, then pass distortion=None")
+        defect = float((reflection @ reflection.mT - torch.eye(3).to(reflection)).abs().max())
+        if defect > 1e-4 or float(torch.linalg.det(reflection)) > 0:
+            raise ValueError(f"mirrored() wants an orthogonal matrix with determinant -1, got {reflection.tolist()}")
+        K, pose = self.intrinsics.clone(), self.world_T_camera.clone()
+        K[..., 0, 2] = width - 1 - K[..., 0, 2]
+        K[..., 0, 1] = -K[..., 0, 1]
+        pose[..., :3, :] = reflection @ pose[..., :3, :]
+        pose[..., :3, 0] *= -1  # the flipped image's x axis: the frame is right-handed again
+        return replace(self, intrinsics=K, world_T_camera=pose)
+
 
 def look_at(position: Tensor, target: Tensor, up: Tensor | None = None) -> Tensor:
     """The pose of a camera at `position` that looks at `target` with `up` towards the top of the image.

@@ -79,9 +79,9 @@ class Schedule:
         ValueError: a number below 1, or more executed than there are.
     """
 
-    frame_stride: int = 5
+    frame_stride: int = 3
     chunk: int = 6
-    executed: int = 2
+    executed: int = 3
 
     def __post_init__(self) -> None:
         if min(self.frame_stride, self.executed) < 1 or self.executed > self.chunk:

@@ -61,7 +61,7 @@ class ReadoutSpec:
 
     lift: Lift = "height"
     z: Bins = field(default_factory=lambda: Bins(0.0, 0.4, 32))
-    gripper_bins: int = 11
+    gripper_bins: int = 21
     rotation_bins: int = 0
     reference: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     joint_volume: bool = False

@@ -108,9 +108,14 @@ def evaluation_seeds(count: int) -> range:
     return range(EVALUATION_SEED, EVALUATION_SEED + count)
 
 
-def horizon_for(expert_steps: Iterable[int]) -> int:
-    """Steps that a policy is given where experts took these: half as long again as the longest, at least 150."""
-    return max(150, math.ceil(1.5 * max(expert_steps, default=0)))
+def horizon_for(env: ScriptedEnv, *, seeds: Iterable[int] = range(50), limit: int = 250) -> int:
+    """Steps that every policy is given: twice what the expert took where it took longest, at least 150.
+
+    Args:
+        env: of the task. seeds: that the expert is tried on; none of them is evaluated on. limit: steps after which it failed.
+    """
+    took = (expert_rollout(env, seed, horizon=limit).succeeded_at for seed in seeds)
+    return max(150, 2 * max((steps for steps in took if steps is not None), default=0))
 
 
 # -------------------------------------------------------------------- rollouts

@@ -196,6 +196,21 @@ def test_warp_homography_is_what_projection_does() -> None:
     torch.testing.assert_close(new.position, camera.position)
 
 
+def test_a_mirrored_camera_sees_the_reflected_world_in_the_flipped_image() -> None:
+    camera = Camera.from_fov(45.0, (128, 96), orbit(135.0, -40.0, 1.15, (0.0, 0.65, 0.08)))
+    camera = camera.warped(tensor(1.1), random_rotation(3))[0]
+    across = torch.diag(tensor([-1.0, 1.0, 1.0]))
+    points = scene_points(20)
+    pixels, depth = camera.project(points)
+    seen, seen_depth = camera.mirrored(96, across).project(points @ across)
+    torch.testing.assert_close(seen, torch.stack([95 - pixels[:, 0], pixels[:, 1]], -1))
+    torch.testing.assert_close(seen_depth, depth)
+    twice = camera.mirrored(96, across).mirrored(96, across)
+    torch.testing.assert_close(twice.world_T_camera, camera.world_T_camera)
+    with pytest.raises(ValueError, match="determinant -1"):
+        camera.mirrored(96, torch.eye(3, dtype=torch.float64))
+
+
 def test_pure_zoom_scales_about_the_principal_point(down: Camera) -> None:
     zoomed, old_H_new = down.warped(tensor(2.0), torch.eye(3, dtype=torch.float64))
     pixels, _ = zoomed.project(tensor([[0.2, 0, 0]]))

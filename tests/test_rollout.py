@@ -26,6 +26,7 @@ from para_video.rollout import (
 from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
 
 CAMERA = Camera.from_fov(45, (8, 8), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
+FIVE_BY_TWO = Schedule(frame_stride=5, chunk=6, executed=2)
 
 
 class CountingEnv:
@@ -137,7 +138,7 @@ def test_clips_reach_back_at_the_stride_and_nothing_else_is_rendered(context, ex
 
 def test_without_context_nothing_is_rendered_and_the_state_is_current() -> None:
     env, policy = CountingEnv(), CountingPolicy()
-    run(env, policy, Schedule(), context=0, horizon=30)
+    run(env, policy, FIVE_BY_TWO, context=0, horizon=30)
     assert env.rendered == []
     assert [observation.gripper_opening for observation in policy.observations] == pytest.approx([0, 0.1, 0.2])
 
@@ -145,7 +146,7 @@ def test_without_context_nothing_is_rendered_and_the_state_is_current() -> None:
 def test_a_clip_comes_with_the_cameras_it_was_seen_by() -> None:
     for moving, shape in ((False, ()), (True, (3,))):
         policy = CountingPolicy()
-        run(CountingEnv(moving_camera=moving), policy, Schedule(), context=3, horizon=20)
+        run(CountingEnv(moving_camera=moving), policy, FIVE_BY_TWO, context=3, horizon=20)
         assert policy.observations[-1].views["main"].camera.batch_shape == shape
     shifts = policy.observations[-1].views["main"].camera.position[:, 0] - CAMERA.position[0]
     assert shifts.tolist() == pytest.approx([0, 5, 10], abs=1e-5)
@@ -154,7 +155,7 @@ def test_a_clip_comes_with_the_cameras_it_was_seen_by() -> None:
 def test_decisions_can_be_watched_and_are_timed() -> None:
     seen = []
     policy = CountingPolicy()
-    episode = run(CountingEnv(), policy, Schedule(), horizon=30, on_decision=lambda *decision: seen.append(decision))
+    episode = run(CountingEnv(), policy, FIVE_BY_TWO, horizon=30, on_decision=lambda *decision: seen.append(decision))
     assert [observation for observation, _ in seen] == policy.observations and seen[1][1].positions[0, 0, 0] == 1
     assert len(episode.act_ms) == 3 and min(episode.act_ms) >= 0
 
@@ -176,18 +177,27 @@ def test_decisions_can_be_watched_and_are_timed() -> None:
     ],
 )
 def test_an_episode_goes_on_to_see_whether_success_is_held(success_at, succeeded_at, held, steps) -> None:
-    episode = run(CountingEnv(success_at), CountingPolicy(), Schedule(), horizon=30)
+    episode = run(CountingEnv(success_at), CountingPolicy(), FIVE_BY_TWO, horizon=30)
     assert (episode.succeeded_at, episode.held, episode.steps) == (succeeded_at, held, steps)
     assert episode.succeeded == (succeeded_at is not None) and episode.seed == 5
     assert HELD_STEPS == 10
 
 
 def test_an_episode_stops_when_no_step_is_possible() -> None:
-    assert run(CountingEnv(ends_at=12), CountingPolicy(), Schedule(), horizon=30).steps == 12
+    assert run(CountingEnv(ends_at=12), CountingPolicy(), FIVE_BY_TWO, horizon=30).steps == 12
 
 
-def test_horizons_follow_from_the_expert() -> None:
-    assert (horizon_for([]), horizon_for([40, 90]), horizon_for([101, 40])) == (150, 150, 152)
+@pytest.mark.parametrize(("takes", "steps"), [((40, 90), 180), ((40, 60), 150), ((None, None), 150), ((None, 101), 202)])
+def test_horizons_follow_from_the_experts_that_succeed(takes: tuple[int | None, ...], steps: int) -> None:
+    class Expert(CountingEnv):
+        def reset(self, seed: int) -> None:
+            super().reset(seed)
+            self.success_at = {takes[seed]}
+
+        def expert_action(self) -> np.ndarray:
+            return np.zeros(4, np.float32)
+
+    assert horizon_for(Expert(), seeds=range(len(takes))) == steps
 
 
 # ---------------------------------------------------------------- errors
@@ -208,7 +218,7 @@ def test_targets_that_are_no_numbers_do_not_reach_the_robot(field: str) -> None:
 
     env = CountingEnv()
     with pytest.raises(ValueError, match="no numbers"):
-        run(env, Broken(), Schedule())
+        run(env, Broken(), FIVE_BY_TWO)
     assert env.commands == []
 
 
@@ -286,7 +296,7 @@ def test_the_oracle_answers_what_a_demo_is_labelled_with(pick_place: MetaWorldEn
     demo = record_demo(pick_place, 0, Plan(1), frames=False)
     targets, gripper = demo.targets(np.array([0]), chunk=6, stride=5)
     pick_place.reset(0)
-    actions = ReplanningOracle(pick_place).act(pick_place.observe(views=False))
+    actions = ReplanningOracle(pick_place, FIVE_BY_TWO).act(pick_place.observe(views=False))
     assert actions.positions.numpy() == pytest.approx(targets, abs=1e-5)
     assert actions.gripper.numpy() == pytest.approx(gripper)
 

@@ -1,0 +1,96 @@
+"""Training batches: what is drawn, and augmentation that keeps camera and labels exact."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from para_video.agent import Batch
+from para_video.batches import Augmentation, DemoBatches, augmented, mirrored
+from para_video.camera import Camera, orbit
+from para_video.demos import Demo
+
+CAMERA = Camera.from_fov(45, (64, 64), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
+GEOMETRY = Augmentation(gain=0, bias=0, noise=0, mirror=0)
+
+
+def painted_demo(n: int = 12) -> Demo:
+    """A gripper that moves along a line; a smooth white dot is painted where the camera sees it, on black."""
+    positions = np.stack([np.linspace(-0.1, 0.15, n), np.linspace(0.55, 0.75, n), np.linspace(0.02, 0.2, n)], -1).astype(np.float32)
+    pixels = CAMERA.project(torch.from_numpy(positions))[0]
+    yy, xx = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    square = (xx - pixels[:, 0, None, None]) ** 2 + (yy - pixels[:, 1, None, None]) ** 2
+    frames = (255 * torch.exp(-square / 8)).byte()[..., None].expand(-1, -1, -1, 3).numpy()
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((n, 3, 3)))[0]
+    turned *= np.linalg.det(turned)[:, None, None]
+    ramp = np.linspace(0, 1, n, dtype=np.float32)
+    return Demo(frames, positions, turned.astype(np.float32), ramp, 2 * ramp - 1, CAMERA, "paint", 0)
+
+
+def batches(augmentation: Augmentation | None = None, **options) -> DemoBatches:
+    return DemoBatches([painted_demo()], batch_size=4, chunk=3, stride=2, augmentation=augmentation, **options)
+
+
+def centre_of_mass(images: Tensor) -> Tensor:
+    """(b, 2) pixel around which images (b, 3, H, W) are bright."""
+    weight = images.mean(1).clamp_min(0)
+    weight = weight / weight.sum((1, 2), keepdim=True)
+    axis = torch.arange(images.shape[-1], dtype=torch.float32)
+    return torch.stack([(weight.sum(1) * axis).sum(-1), (weight.sum(2) * axis).sum(-1)], -1)
+
+
+def same(a: Batch, b: Batch) -> None:
+    torch.testing.assert_close(a.clip, b.clip)
+    torch.testing.assert_close(a.targets.pixels, b.targets.pixels)
+    torch.testing.assert_close(a.state.position, b.state.position)
+
+
+def test_an_item_is_the_same_whenever_it_is_asked_for_and_differs_between_ranks() -> None:
+    data, other = batches(Augmentation()), batches(Augmentation(), rank=1)
+    data[0]
+    same(data[7], batches(Augmentation())[7])
+    assert not torch.equal(data[7].clip, data[8].clip) and not torch.equal(data[7].clip, other[7].clip)
+
+
+def test_targets_are_the_demos_future_and_clips_its_past() -> None:
+    demo = painted_demo()
+    batch = batches(context=3).gather([(0, 5), (0, 1)])
+    assert torch.equal(batch.clip[0], torch.from_numpy(demo.frames[[1, 3, 5]]).permute(0, 3, 1, 2).float() / 255)
+    assert torch.equal(batch.clip[1, 0], batch.clip[1, 1] * 0 + torch.from_numpy(demo.frames[0]).permute(2, 0, 1) / 255)
+    np.testing.assert_allclose(batch.targets.positions[0], demo.positions[[7, 9, 11]], atol=1e-6)
+    np.testing.assert_allclose(batch.state.position, demo.positions[[5, 1]])
+    np.testing.assert_allclose(batch.targets.gripper[0], demo.gripper[[5, 7, 9]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mirror", [0, 1])
+def test_the_robot_is_where_the_augmented_image_shows_it(seed: int, mirror: float) -> None:
+    plain = batches().gather([(0, k) for k in (2, 5, 6, 8)])
+    batch = augmented(plain, replace(GEOMETRY, mirror=mirror), torch.Generator().manual_seed(seed))
+    shown = centre_of_mass(batch.clip[:, -1])
+    assert (shown - batch.state.pixel()).norm(dim=-1).max() < 0.15
+    assert (batch.state.pixel() - plain.state.pixel()).norm(dim=-1).min() > 0.5
+    again, _ = batch.state.camera.project(batch.targets.positions)
+    torch.testing.assert_close(again, batch.targets.pixels)
+    torch.testing.assert_close(batch.targets.positions[..., 2], plain.targets.positions[..., 2])
+
+
+def test_a_mirror_reflects_the_chosen_clips_and_no_other() -> None:
+    plain = batches().gather([(0, k) for k in (2, 5, 6, 8)])
+    chosen = torch.tensor([True, False, True, False])
+    batch = mirrored(plain, GEOMETRY, chosen)
+    same(mirrored(batch, GEOMETRY, chosen), plain)
+    torch.testing.assert_close(batch.targets.positions[0, :, 0], -plain.targets.positions[0, :, 0])
+    torch.testing.assert_close(batch.targets.pixels[0, :, 0], 63 - plain.targets.pixels[0, :, 0])
+    assert torch.equal(batch.clip[1], plain.clip[1]) and torch.equal(batch.targets.rotations[1], plain.targets.rotations[1])
+    assert torch.equal(batch.clip[0], plain.clip[0].flip(-1))
+    for rotations in (batch.targets.rotations, batch.state.rotation):
+        torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).expand_as(rotations), atol=1e-5, rtol=0)
+        assert (torch.linalg.det(rotations) > 0).all()
+
+
+def test_a_robot_without_demonstrations_is_refused() -> None:
+    with pytest.raises(ValueError, match="record at least one"):
+        DemoBatches([], batch_size=1, chunk=1, stride=1)
