@@ -23,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, sinusoid, stride_affine
+from para_video.layers import TokenBlock, places
 
 STRIDE = 4
 
@@ -93,26 +94,6 @@ class Shared:
             return self.observed
         future = self.future.unflatten(0, (self.b, -1)).expand(-1, self.groups, -1, -1, -1)
         return torch.cat([self.observed.unflatten(0, (self.b, -1)), future], 1).flatten(0, 1)
-
-
-class TokenBlock(nn.Module):
-    """Pre-norm transformer block along the last but one dimension of tokens (p, n, c).
-
-    Scores are written out as products: for rows this short, fused attention costs several times as much on a CPU.
-    """
-
-    def __init__(self, channels: int, heads: int, ratio: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, ratio * channels), nn.GELU(), nn.Linear(ratio * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        x = x + self.out((scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
 
 
 class MiniVideo(VideoBackbone):
@@ -192,10 +173,8 @@ class MiniVideo(VideoBackbone):
     def _through_space(self, coarse: Tensor) -> Tensor:
         """Attention inside each frame, (n, c, h, w)."""
         c, h, w = coarse.shape[1:]
-        rows = sinusoid(torch.arange(h, device=coarse.device), c // 2)[:, None].expand(h, w, -1)
-        columns = sinusoid(torch.arange(w, device=coarse.device), c // 2)[None].expand(h, w, -1)
-        tokens = coarse.permute(0, 2, 3, 1) + torch.cat([rows, columns], -1).to(coarse.dtype)
-        return self.space(tokens.flatten(1, 2)).unflatten(1, (h, w)).permute(0, 3, 1, 2)
+        tokens = coarse.flatten(2).mT + places(h, w, c, coarse.device).to(coarse.dtype)
+        return self.space(tokens).unflatten(1, (h, w)).permute(0, 3, 1, 2)
 
     def _through_time(self, coarse: Tensor, embedding: Tensor) -> Tensor:
         """Attention of each cell through the frames, (b, s, c, h, w) with an embedding (b, s, c); gives (b * s, c, h, w)."""

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
+from para_video.heatmap import cells_to_pixels
 from para_video.policy import Actions, Observation
 from para_video.readout import Targets
+
+RAY_DIM, RAY_M, RAY_LIMIT = 6, 0.3, 4.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,23 @@ class RobotState:
         """(b, 2) where the gripper point is seen."""
         with torch.autocast(self.position.device.type, enabled=False):  # in bf16 it would be off by a tenth of a pixel
             return self.camera.project(self.position[:, None])[0][:, 0]
+
+    def ray_map(self, side: int, size: tuple[int, int]) -> Tensor:
+        """(b, RAY_DIM, side, side): where each cell's ray through an image of size (H, W) goes, in float32.
+
+        The world (x, y) at which it meets the ground z = 0, how far (x, y) shifts for each metre of height, and where it meets the
+        plane of the gripper, from the gripper; in units of `RAY_M`. A point seen in a cell has a known place but for its height,
+        and these say how the two depend on each other. Rays that do not come down are cut off at `RAY_LIMIT`.
+        """
+        axis = torch.arange(side, device=self.position.device, dtype=torch.float32)
+        cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2)
+        with torch.autocast(self.position.device.type, enabled=False):
+            origin, direction = self.camera.rays(cells_to_pixels(cells, (side, side), size).expand(len(self.opening), -1, -1))
+            slope = direction[..., :2] / direction[..., 2:].clamp_max(-0.05)
+            ground = origin[..., :2] - origin[..., 2:] * slope
+            beside = ground + self.position[:, None, 2:] * slope - self.position[:, None, :2]
+            rays = torch.cat([ground / RAY_M, slope, beside / RAY_M], -1).clamp(-RAY_LIMIT, RAY_LIMIT)
+        return rays.mT.unflatten(-1, (side, side))
 
     def to(self, device: torch.device) -> RobotState:
         return RobotState(self.camera.to(device), *(part.to(device) for part in (self.position, self.rotation, self.opening)))

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from para_video.agent import ActionHead, Batch, Query, RobotState
+from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
 from para_video.demos import Demo
 from para_video.features import VideoFeatures, sinusoid
-from para_video.heads import PROBE_M, over_image
+from para_video.heads import PROBE_M, TIME_DIM, ParaHead, Trunk, over_image
 from para_video.heatmap import masked_cross_entropy
+from para_video.layers import places
 from para_video.policy import Actions, Observation, Policy
 from para_video.readout import ReadoutSpec, Targets
 
@@ -32,7 +33,6 @@ ROBOT_DIM = 19
 the gripper (x and y for each world axis)."""
 CAMERA_DIM = 13
 """Length of the camera token: position, 6D rotation, normalised focal lengths and principal point."""
-TIME_DIM = 16
 PATCH = 4
 """Map cells a side that ACT makes one token of, once a map is laid over the image."""
 
@@ -280,32 +280,35 @@ def _masked_distance(answer: Tensor, goal: Tensor, mask: Tensor, distance: str) 
 # -------------------------------------------------------------------- global regression
 
 
-def spatial_softmax(logits: Tensor) -> Tensor:
-    """The expected cell of each map's softmax (Levine et al. 2016).
+def spatial_softmax(logits: Tensor, values: Tensor) -> Tensor:
+    """What is expected of values under each map's softmax, as of places (Levine et al. 2016): (b, t, p, c) in float32.
 
     Args:
-        logits: (..., h, w).
-
-    Returns:
-        (..., 2) fractional (column, row) in float32.
+        logits: (b, t, p, h, w). values: (b, c, h, w).
     """
-    h, w = logits.shape[-2:]
-    weight = logits.float().flatten(-2).softmax(-1).unflatten(-1, (h, w))
-    columns, rows = torch.arange(w, device=logits.device), torch.arange(h, device=logits.device)
-    return torch.stack([(weight.sum(-2) * columns).sum(-1), (weight.sum(-1) * rows).sum(-1)], -1)
+    with torch.autocast(logits.device.type, enabled=False):
+        weight = logits.float().flatten(-2).softmax(-1)
+        return torch.einsum("btpn,bcn->btpc", weight, values.float().flatten(2))
+
+
+def on_image(side: int, like: Tensor) -> Tensor:
+    """(b, 2, side, side) x and y of the cells of maps laid over the image, whose edges are at -1 and 1; b is that of `like`."""
+    axis = torch.linspace(-1, 1, 2 * side + 1, device=like.device)[1::2]
+    return torch.stack(torch.meshgrid(axis, axis, indexing="xy")).expand(len(like), -1, -1, -1)
 
 
 class GlobalRegressionHead(RegressionHead):
-    """Pools each feature map into one vector and regresses the target from it and the robot's state.
+    """Pools the map of each queried time into one vector and regresses the target from it and the robot's state.
 
-    As in ParaHead, queried times take the nearest map and are told the signed offset to it, and the time itself.
+    Up to the pooling it is ParaHead: the same trunk, told the same.
 
     Args:
         channels: of the feature maps. spec: what the gripper's bins mean; its z range bounds the heights of "uvh".
         statistics: of the demonstrations. target: "xyz" in the world, or "uvh": pixel and height, lifted by the camera.
-        pooling: "average", or "softmax": the expected coordinates of learned heatmaps beside the average (Finn et al. 2016).
+        pooling: "average", or "softmax": beside the average, the expected place of learned heatmaps in the image (Levine et al.
+            2016) and where the rays through it go.
         relative: predict displacements from the present gripper.
-        rotation: regress a 6D rotation as well. hidden, layers: of the 3x3 convolutions. points: learned heatmaps.
+        rotation: regress a 6D rotation as well. hidden, layers, mixing: of the trunk. points: learned heatmaps.
         width: of the MLP.
     """
 
@@ -319,23 +322,19 @@ class GlobalRegressionHead(RegressionHead):
         pooling: Pooling = "softmax",
         relative: bool = True,
         rotation: bool = False,
-        hidden: int = 48,
-        layers: int = 2,
+        hidden: int = 32,
+        layers: int = 1,
+        mixing: int = 2,
         points: int = 32,
         width: int = 256,
     ) -> None:
         super().__init__(spec, ActionCode(statistics, spec, target, relative=relative), rotation)
         self.pooling = _chosen("pooling", pooling, ("average", "softmax"))
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
-        self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
-        self.film = nn.Linear(2 * TIME_DIM, 2 * hidden)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
+        known = ROBOT_DIM + CAMERA_DIM
+        self.trunk = Trunk(channels, known, side=ParaHead.GRID // 2, hidden=hidden, layers=layers, mixing=mixing)
         self.points = nn.Conv2d(hidden, points, 1) if pooling == "softmax" else None
         self.norm = nn.LayerNorm(hidden)
-        inputs = hidden + 2 * TIME_DIM + ROBOT_DIM + CAMERA_DIM + (2 * points if pooling == "softmax" else 0)
+        inputs = hidden + 2 * hidden + known + ((2 + RAY_DIM) * points if pooling == "softmax" else 0)
         self.mlp = nn.Sequential(
             nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, self.outputs)
         )
@@ -343,30 +342,17 @@ class GlobalRegressionHead(RegressionHead):
 
     def forward(self, features: VideoFeatures, query: Query, state: RobotState) -> Regressed:
         """Answers for b clips at the queried times."""
-        b, t = len(features.maps), len(query.times)
-        index, offset = features.nearest(query.times.to(features.times))
-        used, index = index.unique(return_inverse=True)
-        maps = features.maps[:, used]
-        x = self.first(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
-        embedded = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(query.times.to(offset), TIME_DIM)], -1)
-        scale, shift = self.film(embedded)[..., None, None].chunk(2, 1)
-        x = F.gelu(x[:, index] * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        for layer in self.rest:
-            x = F.gelu(layer(x)) + x
+        known, rays = self.code.state(state, query.size), state.ray_map(self.trunk.side, query.size)
+        x, context = self.trunk(features, query, state.pixel(), rays, known)
+        b, t = x.shape[:2]
         with torch.autocast(x.device.type, enabled=False):
-            pooled = [self.norm(x.mean((2, 3), dtype=torch.float32)).view(b, t, -1)]
+            pooled = [self.norm(x.mean((-2, -1), dtype=torch.float32))]
         if self.points is not None:
-            pooled.append(self._on_image(spatial_softmax(self.points(x)), features, query.size).reshape(b, t, -1))
-        known = self.code.state(state, query.size)[:, None].expand(-1, t, -1)
+            logits = self.points(x.flatten(0, 1)).unflatten(0, (b, t))
+            pooled.append(spatial_softmax(logits, torch.cat([on_image(self.trunk.side, rays), rays], 1)).flatten(2))
         with torch.autocast(x.device.type, enabled=False):
-            return self.split(self.mlp(torch.cat([*pooled, embedded.float().expand(b, t, -1), known], -1)))
-
-    def _on_image(self, cells: Tensor, features: VideoFeatures, size: tuple[int, int]) -> Tensor:
-        """Cells (..., 2) of the map as places on the image, whose edges are at -1 and 1."""
-        with torch.autocast(cells.device.type, enabled=False):
-            affine = features.image_to_map.float()
-            pixels = (cells - affine[:, 2]) @ torch.linalg.inv(affine[:, :2]).mT
-            return _fractions(pixels, size) * 2 - 1
+            told = [context.float(), known[:, None].expand(-1, t, -1)]
+            return self.split(self.mlp(torch.cat([*pooled, *told], -1)))
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`: position (smooth L1 of codes), gripper (cross-entropy), rotation where asked for."""
@@ -441,7 +427,8 @@ class ActHead(RegressionHead):
     zero. A transformer encoder mixes tokens of the maps with the latent, the robot's state and the camera; a decoder with one
     query per time reads the chunk off them. Differences from the authors' code: one decoder layer (theirs has seven and uses
     the first one's output); the camera is a token; the gripper is classified into PARA's bins with their cross-entropy; layers
-    are pre-norm; queries are embedded times, so that any times can be asked for.
+    are pre-norm; queries are embedded times, so that any times can be asked for; tokens of the
+    maps are told where their rays go.
 
     Args:
         channels: of the feature maps. spec: what the gripper's bins mean. statistics: of the demonstrations.
@@ -479,6 +466,7 @@ class ActHead(RegressionHead):
         self.patch = nn.Conv2d(channels, dim, PATCH, PATCH)
         self.token_norm = nn.LayerNorm(dim)
         self.time = nn.Linear(TIME_DIM, dim)
+        self.rays = nn.Linear(RAY_DIM, dim)
         self.robot, self.camera, self.from_latent = (nn.Linear(n, dim) for n in (ROBOT_DIM, CAMERA_DIM, latent))
         self.extra_place = nn.Parameter(torch.randn(3, dim) * 0.02)
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(encoder_layers))
@@ -496,7 +484,7 @@ class ActHead(RegressionHead):
         latent = known.new_zeros(b, self.latent) if latent is None else latent
         with torch.autocast(known.device.type, enabled=False):
             extra = [self.from_latent(latent.float()), self.robot(known[:, :ROBOT_DIM]), self.camera(known[:, ROBOT_DIM:])]
-        tokens, place = self._tokens(features, query)
+        tokens, place = self._tokens(features, query, state)
         memory = torch.cat([torch.stack(extra, 1).to(tokens.dtype), tokens], 1)
         place = torch.cat([self.extra_place.to(place.dtype), place])
         for layer in self.encoder:
@@ -509,7 +497,7 @@ class ActHead(RegressionHead):
         with torch.autocast(x.device.type, enabled=False):
             return self.split(self.answer(self.answer_norm(x.float())))
 
-    def _tokens(self, features: VideoFeatures, query: Query) -> tuple[Tensor, Tensor]:
+    def _tokens(self, features: VideoFeatures, query: Query, state: RobotState) -> tuple[Tensor, Tensor]:
         """Tokens (b, n, d) of the last observed map and of the predicted ones in use, and their places (n, d)."""
         seen = (features.times <= 0).nonzero()[-1]
         used = features.nearest(query.times.to(features.times))[0].unique()
@@ -518,17 +506,13 @@ class ActHead(RegressionHead):
         b, s = maps.shape[:2]
         patches = self.patch(maps.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, s))
         future = F.avg_pool2d(patches[:, 1:].flatten(0, 1), 2).unflatten(0, (b, s - 1))
-        tokens = [patches[:, 0].flatten(2).mT, future.movedim(2, -1).flatten(1, 3)]
+        tokens, where = [], []
         when = self.time(sinusoid(features.times[used].float(), TIME_DIM))
-        fine = torch.arange(self.grid, device=maps.device, dtype=torch.float32)
-        coarse = fine.view(-1, 2).mean(-1)
-        places = [(self._place(fine) + when[0]), (self._place(coarse) + when[1:, None]).flatten(0, 1)]
-        return self.token_norm(torch.cat(tokens, 1)), torch.cat(places)
-
-    def _place(self, axis: Tensor) -> Tensor:
-        """(n * n, d) sinusoids of the rows and columns of an n x n grid whose cells lie at `axis` (n,)."""
-        n, along = len(axis), sinusoid(axis, self.dim // 2)
-        return torch.cat([along[:, None].expand(n, n, -1), along[None].expand(n, n, -1)], -1).flatten(0, 1)
+        for part, times, side in ((patches[:, :1], when[:1], self.grid), (future, when[1:], self.grid // 2)):
+            rays = self.rays(state.ray_map(side, query.size).flatten(2).mT)
+            tokens.append((part.flatten(3).mT + rays[:, None]).flatten(1, 2))
+            where.append((places(side, side, self.dim, maps.device) + times[:, None]).flatten(0, 1))
+        return self.token_norm(torch.cat(tokens, 1)), torch.cat(where)
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`: position (L1 of codes plus the weighted KL divergence), gripper (cross-entropy), rotation.

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from para_video.agent import ActionHead, Batch, Query, RobotState
+from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sinusoid
 from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
+from para_video.layers import TokenBlock, places
 from para_video.policy import Actions
 from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 
@@ -20,6 +21,8 @@ TIME_DIM = 16
 HEIGHT_DIM = 16
 ROBOT_CONDITION = 3 + HEIGHT_DIM + 6
 PIXEL_DIM = 256
+PATCH, MIX_DIM = 4, 96
+"""Cells a side of a token of the trunk's attention, and its length."""
 PROBE_M, PROBE_PX = 0.1, 10.0
 REACH_PX = 32.0
 """Pixels by which a displacement is divided on its way into the network: about what a gripper moves in one chunk."""
@@ -54,17 +57,88 @@ class ActionMaps:
         return self.head.read(self, pixels)
 
 
+class Trunk(nn.Module):
+    """A backbone's maps laid over the image, one for each queried time, under what is known of the robot: what heads read.
+
+    Each queried time takes the nearest map and embeds the signed offset to it, so that one head serves predictive models (a map
+    per time) and image models (one map, the future in the offset).
+
+    Args:
+        channels: of the feature maps. condition: length of the condition vector. side: cells a side, a multiple of `PATCH`.
+        hidden: channels of the layers. layers: 3x3 convolutions. mixing: attention blocks that carry what is seen elsewhere in the
+            image (where the goal is, and how high) to the cells that are read; 0 for none.
+    """
+
+    def __init__(self, channels: int, condition: int, *, side: int, hidden: int, layers: int, mixing: int) -> None:
+        super().__init__()
+        if side % PATCH or layers < 1 or mixing < 0:
+            raise ValueError(f"side must be a multiple of {PATCH}, layers >= 1, mixing >= 0; got {side}, {layers}, {mixing}")
+        self.side, self.condition = side, condition
+        self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
+        self.start = nn.Parameter(torch.randn(hidden) * 0.5)
+        self.rays = nn.Conv2d(RAY_DIM, hidden, 1, bias=False)
+        self.mixer = GlobalMixer(hidden, condition, mixing) if mixing else None
+        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, 2 * hidden), nn.GELU())
+        self.film = nn.Linear(2 * hidden, 2 * hidden)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
+
+    def forward(
+        self, features: VideoFeatures, query: Query, start: Tensor | None, rays: Tensor | None, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Maps (b, t, hidden, side, side) of t queried times, and what is known at each, (b, t, 2 * hidden).
+
+        Args:
+            start: (b, 2) pixel of the gripper, or None. rays: (b, RAY_DIM, side, side) as `RobotState.ray_map` gives them, or
+                None. condition: (b, condition); None counts as zeros.
+
+        Raises:
+            ValueError: a condition of another length than the trunk was built for.
+        """
+        b, t = len(features.maps), len(query.times)
+        if condition is None:
+            condition = features.maps.new_zeros(b, self.condition)
+        if condition.shape != (b, self.condition):
+            raise ValueError(f"condition must be {(b, self.condition)}, got {tuple(condition.shape)}")
+        index, offset = features.nearest(query.times.to(features.times))
+        used, index = index.unique(return_inverse=True)
+        base = over_image(features, used, self.side, query.size)
+        x = self.first(base.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
+        if start is not None:
+            x = x + (self._splat(start, query.size)[:, None, None] * self.start[:, None, None]).to(x.dtype)
+        if rays is not None:
+            x = x + self.rays(rays)[:, None]
+        if self.mixer is not None:
+            x = x + self.mixer(x, condition)
+        when = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(query.times.to(offset), TIME_DIM)], -1)
+        context = self.context(torch.cat([when.expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1))
+        scale, shift = self.film(context)[..., None, None].chunk(2, 2)
+        if len(used) < t or bool((index != torch.arange(t, device=index.device)).any()):
+            x = x[:, index]
+        x = F.gelu(x * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        for layer in self.rest:
+            x = F.gelu(layer(x)) + x
+        return x.unflatten(0, (b, t)), context
+
+    def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
+        """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
+        side = self.side
+        cell = pixels_to_cells(start, (side, side), size)
+        axis = torch.arange(side, device=start.device)
+        weight_x = (1 - (axis - cell[:, :1]).abs()).clamp_min(0)
+        weight_y = (1 - (axis - cell[:, 1:]).abs()).clamp_min(0)
+        return weight_y[:, :, None] * weight_x[:, None, :]
+
+
 class ParaHead(ActionHead):
     """Reads heatmaps off feature maps.
 
-    Each queried time takes the nearest map and embeds the signed offset to it, so that one head serves predictive models (a map
-    per time) and image models (one map, the future in the offset). The heatmap has `grid` cells a side; the layers before it
-    work at half of that, and each of their cells gives four.
+    The heatmap has `grid` cells a side; its `Trunk` works at half of that, and each of the trunk's cells gives four.
 
     Args:
-        channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side.
-        hidden: channels of the layers. layers: 3x3 convolutions. condition: length of the
-            condition vector; the default is that of a robot's state, see `robot_condition`.
+        channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side. hidden, layers, mixing: see `Trunk`.
+        condition: length of the condition vector; the default is that of a robot's state, see `robot_condition`.
         sigma_px: standard deviation of the target Gaussian in image pixels. jitter_px: in training, z, gripper and rotation are
             read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
     """
@@ -79,21 +153,16 @@ class ParaHead(ActionHead):
         grid: int = GRID,
         hidden: int = 32,
         layers: int = 1,
+        mixing: int = 2,
         condition: int = ROBOT_CONDITION,
         sigma_px: float = SIGMA_PX,
         jitter_px: float = 1.5,
     ) -> None:
         super().__init__()
-        if grid % 2 or grid < 4 or layers < 1:
-            raise ValueError(f"grid must be even and at least 4, layers at least 1; got {grid} and {layers}")
+        if grid % 8 or grid < 8:
+            raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
-        self.first = nn.Conv2d(channels, hidden, 3, 1, 1)
-        self.start = nn.Parameter(torch.randn(hidden) * 0.5)
-        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, 2 * hidden), nn.GELU())
-        self.film = nn.Linear(2 * hidden, 2 * hidden)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
-        self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
+        self.trunk = Trunk(channels, condition, side=grid // 2, hidden=hidden, layers=layers, mixing=mixing)
         self.heat = nn.Conv2d(hidden, 4 * (spec.z.count if spec.joint_volume else 1), 1)
         self.outside = nn.Linear(hidden, 1)
         self.norm = nn.LayerNorm(hidden)
@@ -114,6 +183,7 @@ class ParaHead(ActionHead):
         times: Tensor,
         size: tuple[int, int],
         start: Tensor | None = None,
+        rays: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> ActionMaps:
         """Read times (t,), in frames after the last observed one, off the features of b clips.
@@ -125,39 +195,14 @@ class ParaHead(ActionHead):
         Raises:
             ValueError: a condition of another length than the head was built for.
         """
-        b, t = len(features.maps), len(times)
-        if condition is None:
-            condition = features.maps.new_zeros(b, self.condition)
-        if condition.shape != (b, self.condition):
-            raise ValueError(f"condition must be {(b, self.condition)}, got {tuple(condition.shape)}")
-        index, offset = features.nearest(times.to(features.times))
-        used, index = index.unique(return_inverse=True)
-        base = over_image(features, used, self.grid // 2, size)
-        x = self.first(base.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (b, len(used)))
-        if start is not None:
-            x = x + (self._splat(start, size)[:, None, None] * self.start[:, None, None]).to(x.dtype)
-        when = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(times.to(offset), TIME_DIM)], -1)
-        context = self.context(torch.cat([when.expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1))
-        scale, shift = self.film(context)[..., None, None].chunk(2, 2)
-        if len(used) < t or bool((index != torch.arange(t, device=index.device)).any()):
-            x = x[:, index]
-        x = F.gelu(x * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        for layer in self.rest:
-            x = F.gelu(layer(x)) + x
+        x, context = self.trunk(features, Query(times, size), start, rays, condition)
+        b, t = x.shape[:2]
+        x = x.flatten(0, 1)
         heat = F.pixel_shuffle(self.heat(x), 2).unflatten(0, (b, t))
         outside = self.outside(x.mean((2, 3))).view(b, t)
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
         return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, start, size, self, volume)
-
-    def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
-        """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
-        side = self.grid // 2
-        cell = pixels_to_cells(start, (side, side), size)
-        axis = torch.arange(side, device=start.device)
-        weight_x = (1 - (axis - cell[:, :1]).abs()).clamp_min(0)
-        weight_y = (1 - (axis - cell[:, 1:]).abs()).clamp_min(0)
-        return weight_y[:, :, None] * weight_x[:, None, :]
 
     def read(self, maps: ActionMaps, pixels: Tensor) -> PixelLogits:
         """See `ActionMaps.read`."""
@@ -183,7 +228,8 @@ class ParaHead(ActionHead):
         if state is None:
             return self(features, times=query.times, size=query.size)
         condition = self.robot_condition(state)
-        maps = self(features, times=query.times, size=query.size, start=state.pixel(), condition=condition)
+        rays = state.ray_map(self.trunk.side, query.size)
+        maps = self(features, times=query.times, size=query.size, start=state.pixel(), rays=rays, condition=condition)
         return replace(maps, origin=self._z(state)) if self.spec.relative else maps
 
     def _z(self, state: RobotState) -> Tensor:
@@ -256,6 +302,32 @@ class ParaHead(ActionHead):
             mask = _both(known, targets.rotation_mask)[..., None].expand(goal_rotation.shape[:-1])
             losses["rotation"] = masked_cross_entropy(read.rotation, goal_rotation, mask)
         return losses
+
+
+class GlobalMixer(nn.Module):
+    """Attention among patches of a map and the robot's condition: what is read at the gripper's pixel depends on things elsewhere.
+
+    Args:
+        channels: of the maps. condition: length of the vector. layers: attention blocks.
+    """
+
+    def __init__(self, channels: int, condition: int, layers: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(channels, MIX_DIM, PATCH, PATCH)
+        self.condition = nn.Linear(condition, MIX_DIM)
+        self.blocks = nn.Sequential(*(TokenBlock(MIX_DIM, 4, 2) for _ in range(layers)))
+        self.back = nn.Conv2d(MIX_DIM, channels, 1)
+
+    def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
+        """What to add to maps (b, s, c, h, w) under conditions (b, condition)."""
+        b, s, _, h, w = maps.shape
+        patches = self.patch(F.gelu(maps).flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        rows, columns = patches.shape[-2:]
+        tokens = patches.flatten(2).mT + places(rows, columns, MIX_DIM, maps.device).to(patches.dtype)
+        known = self.condition(condition).to(tokens.dtype).repeat_interleave(s, 0)[:, None]
+        mixed = self.blocks(torch.cat([known, tokens], 1))[:, 1:]
+        back = self.back(mixed.mT.unflatten(-1, (rows, columns)).contiguous(memory_format=torch.channels_last))
+        return F.interpolate(back, (h, w), mode="bilinear", align_corners=False).unflatten(0, (b, s))
 
 
 def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int, int]) -> Tensor:

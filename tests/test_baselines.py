@@ -21,6 +21,7 @@ from para_video.baselines import (
     TemporalEnsemble,
     gaussian_kl,
     nearest_rotation,
+    on_image,
     spatial_softmax,
 )
 from para_video.camera import Camera, orbit
@@ -236,26 +237,19 @@ def test_checkpoints_carry_the_statistics() -> None:
 
 
 def test_spatial_softmax_by_hand() -> None:
-    logits = torch.full((2, 4, 6), -math.inf)
-    logits[0, 1, 5] = 0.0
-    logits[1, 0, 0] = logits[1, 0, 3] = 2.0
-    torch.testing.assert_close(spatial_softmax(logits), torch.tensor([[5.0, 1.0], [1.5, 0.0]]))
+    logits = torch.full((1, 1, 2, 4, 4), -math.inf)
+    logits[0, 0, 0, 1, 3] = 0.0
+    logits[0, 0, 1, 0, 0] = logits[0, 0, 1, 0, 3] = 2.0
+    found = spatial_softmax(logits, on_image(4, torch.zeros(1)))
+    torch.testing.assert_close(found, torch.tensor([[[[0.75, -0.25], [0.0, -0.75]]]]))
 
 
 def test_spatial_softmax_follows_a_shifted_map() -> None:
-    logits = torch.full((12, 12), -20.0)
-    logits[3:6, 2:5] = normal(3, 3)
-    moved = torch.roll(logits, (4, 5), (0, 1))
-    torch.testing.assert_close(spatial_softmax(moved), spatial_softmax(logits) + torch.tensor([5.0, 4.0]), atol=1e-4, rtol=0)
-
-
-def test_points_are_placed_on_the_image_whatever_the_crop() -> None:
-    head = GlobalRegressionHead(CHANNELS, SPEC, STATISTICS)
-    whole = make_features(1)  # stride 4: cell (3, 5) covers pixels 12..15 and 20..23, its centre at (13.5, 21.5)
-    place = head._on_image(torch.tensor([3.0, 5.0]), whole, SIZE)
-    torch.testing.assert_close(place, torch.tensor([14.0, 22.0]) / 32 - 1)
-    crop = replace(whole, image_to_map=whole.image_to_map - torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 1.0]]))
-    torch.testing.assert_close(head._on_image(torch.tensor([1.0, 4.0]), crop, SIZE), place)
+    logits = torch.full((1, 1, 1, 12, 12), -20.0)
+    logits[..., 3:6, 2:5] = normal(3, 3)
+    moved, grid = torch.roll(logits, (4, 5), (-2, -1)), on_image(12, torch.zeros(1))
+    step = torch.tensor([5.0, 4.0]) * 2 / 12
+    torch.testing.assert_close(spatial_softmax(moved, grid), spatial_softmax(logits, grid) + step, atol=1e-4, rtol=0)
 
 
 # -------------------------------------------------------------------- what the heads have in common
@@ -431,7 +425,7 @@ def test_wrong_names_and_numbers_are_refused() -> None:
         GlobalRegressionHead(CHANNELS, SPEC, STATISTICS, target="uvz")
     with pytest.raises(ValueError, match=r"unknown pooling 'max'; choose from \['average', 'softmax'\]"):
         GlobalRegressionHead(CHANNELS, SPEC, STATISTICS, pooling="max")
-    with pytest.raises(ValueError, match="layers must be at least 1"):
+    with pytest.raises(ValueError, match="layers >= 1, mixing >= 0; got 32, 0, 2"):
         GlobalRegressionHead(CHANNELS, SPEC, STATISTICS, layers=0)
     with pytest.raises(ValueError, match="multiple of 4 and of heads"):
         act_head(dim=30)

@@ -36,8 +36,8 @@ def make_features(b: int = 1, times: tuple[float, ...] = (1.0, 2.0), side: int =
 
 def make_head(spec: ReadoutSpec = FACTORISED, seed: int = 0, **options) -> ParaHead:
     torch.manual_seed(seed)
-    head = ParaHead(CHANNELS, spec, **({"grid": GRID, "hidden": 16, "layers": 2} | options)).eval()
-    nn.init.normal_(head.film.weight, std=0.3)  # zero at first, which would hide what enters through it
+    head = ParaHead(CHANNELS, spec, **({"grid": GRID, "hidden": 16, "layers": 2, "mixing": 0} | options)).eval()
+    nn.init.normal_(head.trunk.film.weight, std=0.3)  # zero at first, which would hide what enters through it
     return head
 
 
@@ -180,9 +180,37 @@ def test_a_start_outside_the_image_is_no_start() -> None:
         assert torch.equal(run(head, features, start=torch.tensor([[-30.0, 90.0]])).heat, run(head, features).heat)
 
 
+def test_mixing_carries_what_is_seen_anywhere_to_every_cell() -> None:
+    near, far = make_features(), make_features()
+    far.maps[..., 1, 1] += 3
+    for mixing, reaches in ((0, False), (2, True)):
+        head = make_head(mixing=mixing)
+        with torch.no_grad():
+            change = (run(head, far).heat - run(head, near).heat).abs().amax((0, 1))
+        assert (change[16:, 16:].max() > 1e-4) == reaches and change[:4, :4].max() > 0.1
+
+
+def test_rays_by_hand() -> None:
+    """A camera 1 m above the ground that looks straight down; a cell of 4 px at focal length 32 px spans 12.5 cm there."""
+    pose = torch.tensor([[[1.0, 0, 0, 0], [0, -1, 0, 0.6], [0, 0, -1, 1.0], [0, 0, 0, 1]]])
+    camera = Camera.from_fov(90.0, SIZE, pose)
+    state = RobotState(camera, torch.tensor([[0.1, 0.6, 0.2]]), torch.eye(3)[None], torch.tensor([0.75]))
+    found = state.ray_map(16, SIZE)
+    assert found.shape == (1, 6, 16, 16)
+    offset = 0.125 * 2.5  # of column 10 and row 5 from the centre of the image
+    ground = torch.tensor([offset / 0.3, (0.6 + offset) / 0.3])
+    slope = torch.tensor([-offset, -offset])
+    beside = torch.tensor([(offset * 0.8 - 0.1) / 0.3, offset * 0.8 / 0.3])
+    torch.testing.assert_close(found[0, :, 5, 10], torch.cat([ground, slope, beside]), atol=1e-4, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(state.ray_map(16, SIZE), found)
+    level = replace(state, camera=replace(camera, world_T_camera=orbit(0, 0, 1, (0, 0, 0.5)).float()[None]))
+    assert level.ray_map(16, SIZE).isfinite().all() and level.ray_map(16, SIZE).abs().max() <= 4
+
+
 def test_start_is_splatted_with_unit_mass_at_its_place() -> None:
     head = make_head()
-    weight = head._splat(torch.tensor([[40.0, 22.0], [13.3, 51.7]]), SIZE)
+    weight = head.trunk._splat(torch.tensor([[40.0, 22.0], [13.3, 51.7]]), SIZE)
     torch.testing.assert_close(weight.sum((1, 2)), torch.ones(2))
     axis = torch.arange(16.0)
     cells = torch.stack([(weight.sum(1) * axis).sum(-1), (weight.sum(2) * axis).sum(-1)], -1)
@@ -229,10 +257,12 @@ def test_robot_condition_by_hand() -> None:
 
 @pytest.mark.parametrize("lift", ["height", "depth"])
 def test_relative_bins_count_from_the_gripper(lift: str) -> None:
-    """Robot, camera and targets all raised by 0.7 m: the same losses, and answers raised by 0.7 m."""
+    """Robot, camera and targets all raised by 0.7 m: the same losses, and answers raised by 0.7 m, but for what it is told of the
+    height itself."""
     spec = replace(FACTORISED, lift=lift, z=Bins(-0.2, 0.2, 16), relative=True)
     head, features = make_head(spec), make_features()
-    nn.init.zeros_(head.context[0].weight)  # it is told the absolute height, too
+    nn.init.zeros_(head.trunk.context[0].weight)
+    nn.init.zeros_(head.trunk.rays.weight)
     targets, state = make_targets()
     up = torch.tensor([0.0, 0.0, 0.7])
     pose = state.camera.world_T_camera.clone()
@@ -250,9 +280,9 @@ def test_relative_bins_count_from_the_gripper(lift: str) -> None:
 
 
 def test_impossible_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match="grid must be even and at least 4, layers at least 1; got 31 and 2"):
-        ParaHead(CHANNELS, FACTORISED, grid=31, layers=2)
-    with pytest.raises(ValueError, match="got 32 and 0"):
+    with pytest.raises(ValueError, match="grid must be a positive multiple of 8, got 36"):
+        ParaHead(CHANNELS, FACTORISED, grid=36, layers=2)
+    with pytest.raises(ValueError, match="layers >= 1, mixing >= 0; got 16, 0, 2"):
         ParaHead(CHANNELS, FACTORISED, grid=32, layers=0)
 
 
@@ -349,7 +379,7 @@ def test_pixels_alone_teach_the_heatmap_alone(spec: ReadoutSpec) -> None:
     losses = head.loss(make_features(), Query(TIMES, SIZE), Batch(torch.zeros(1, 1, 3, *SIZE), targets))
     assert set(losses) == {"heat"}
     losses["heat"].backward()
-    assert head.first.weight.grad.any() and head.pixel[0].weight.grad is None
+    assert head.trunk.first.weight.grad.any() and head.pixel[0].weight.grad is None
 
 
 @both_forms
