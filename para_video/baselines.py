@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
 from para_video.demos import Demo
 from para_video.features import VideoFeatures, sinusoid
-from para_video.heads import PROBE_M, TIME_DIM, ParaHead, Trunk, over_image
+from para_video.heads import CONTEXT_DIM, PROBE_M, TIME_DIM, ParaHead, Trunk, over_image
 from para_video.heatmap import masked_cross_entropy
 from para_video.layers import places
 from para_video.policy import Actions, Observation, Policy
@@ -322,8 +322,8 @@ class GlobalRegressionHead(RegressionHead):
         pooling: Pooling = "softmax",
         relative: bool = True,
         rotation: bool = False,
-        hidden: int = 32,
-        layers: int = 1,
+        hidden: int = 48,
+        layers: int = 2,
         mixing: int = 2,
         points: int = 32,
         width: int = 256,
@@ -334,7 +334,7 @@ class GlobalRegressionHead(RegressionHead):
         self.trunk = Trunk(channels, known, side=ParaHead.GRID // 2, hidden=hidden, layers=layers, mixing=mixing)
         self.points = nn.Conv2d(hidden, points, 1) if pooling == "softmax" else None
         self.norm = nn.LayerNorm(hidden)
-        inputs = hidden + 2 * hidden + known + ((2 + RAY_DIM) * points if pooling == "softmax" else 0)
+        inputs = hidden + CONTEXT_DIM + known + ((2 + RAY_DIM) * points if pooling == "softmax" else 0)
         self.mlp = nn.Sequential(
             nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, self.outputs)
         )
@@ -343,16 +343,15 @@ class GlobalRegressionHead(RegressionHead):
     def forward(self, features: VideoFeatures, query: Query, state: RobotState) -> Regressed:
         """Answers for b clips at the queried times."""
         known, rays = self.code.state(state, query.size), state.ray_map(self.trunk.side, query.size)
-        x, context = self.trunk(features, query, state.pixel(), rays, known)
-        b, t = x.shape[:2]
+        x, index, context = self.trunk(features, query, state.pixel(), rays, known)
         with torch.autocast(x.device.type, enabled=False):
             pooled = [self.norm(x.mean((-2, -1), dtype=torch.float32))]
         if self.points is not None:
-            logits = self.points(x.flatten(0, 1)).unflatten(0, (b, t))
+            logits = self.points(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             pooled.append(spatial_softmax(logits, torch.cat([on_image(self.trunk.side, rays), rays], 1)).flatten(2))
         with torch.autocast(x.device.type, enabled=False):
-            told = [context.float(), known[:, None].expand(-1, t, -1)]
-            return self.split(self.mlp(torch.cat([*pooled, *told], -1)))
+            told = [context.float(), known[:, None].expand(-1, len(index), -1)]
+            return self.split(self.mlp(torch.cat([*(part[:, index] for part in pooled), *told], -1)))
 
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:
         """See `ActionHead.loss`: position (smooth L1 of codes), gripper (cross-entropy), rotation where asked for."""

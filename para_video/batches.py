@@ -30,6 +30,8 @@ class Augmentation:
             targets are reflected together. The robot's condition tells the two worlds apart, where a task has a handedness.
         mirror_normal: of the mirror, which stands in the world's origin; along x it stands in the robot's own symmetry plane
             for a robot that faces along y.
+        shift_m: the world's origin is moved by up to this far along x and y, under camera, robot and targets alike: what is
+            learned of places in the world is then smooth.
     """
 
     roll_deg: float = 15.0
@@ -40,6 +42,7 @@ class Augmentation:
     noise: float = 0.01
     mirror: float = 0.5
     mirror_normal: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    shift_m: float = 0.04
 
 
 class CircleBatches(Dataset):
@@ -178,8 +181,10 @@ class DemoBatches(Dataset):
 
 
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
-    """The batch, in part mirrored, seen by randomly turned and zoomed cameras in random colours; pixel labels follow exactly."""
+    """The batch, in part mirrored and in a shifted world, seen by randomly turned and zoomed cameras in random colours; pixel
+    labels follow exactly."""
     batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
+    batch = shifted(batch, augmentation.shift_m * (torch.rand(len(batch.clip), 2, generator=generator) * 2 - 1))
     camera, homography = random_camera_warp(batch.state.camera, augmentation, generator)
     b, t = batch.clip.shape[:2]
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
@@ -217,3 +222,13 @@ def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
         replace(targets, pixels=pixels, visible=depth > 0, positions=positions, rotations=turn(targets.rotations)),
         replace(state, camera=camera, position=reflect(state.position), rotation=turn(state.rotation)),
     )
+
+
+def shifted(batch: Batch, offset: Tensor) -> Batch:
+    """The same clips in worlds whose x and y are larger by offset (b, 2) metres."""
+    state, offset = batch.state, F.pad(offset, (0, 1))
+    pose = state.camera.world_T_camera.clone()
+    pose[:, :3, 3] += offset
+    camera = replace(state.camera, world_T_camera=pose)
+    targets = replace(batch.targets, positions=batch.targets.positions + offset[:, None])
+    return replace(batch, targets=targets, state=replace(state, camera=camera, position=state.position + offset))

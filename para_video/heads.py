@@ -20,7 +20,7 @@ from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 TIME_DIM = 16
 HEIGHT_DIM = 16
 ROBOT_CONDITION = 3 + HEIGHT_DIM + 6
-PIXEL_DIM = 256
+CONTEXT_DIM, PIXEL_DIM = 64, 256
 PATCH, MIX_DIM = 4, 96
 """Cells a side of a token of the trunk's attention, and its length."""
 PROBE_M, PROBE_PX = 0.1, 10.0
@@ -34,8 +34,8 @@ class ActionMaps:
 
     Args:
         heat: (b, t, h, w) logits of the gripper's cell. outside: (b, t) logit of "not visible", in the same softmax.
-        embedding: (b, t, e, h', w') from which `read` takes its values at a pixel. context: (b, t, d) and start: (b, 2) pixel, or
-            None: what it adds to them.
+        embedding: (b, s, e, h', w') from which `read` takes its values at a pixel, and index: (t,) which of the s maps each time
+            reads. context: (b, t, d) and start: (b, 2) pixel, or None: what it adds to them.
         size: (H, W) of the image that the maps lie over.
         head: the head that made them, for its pixel read-out.
         origin: (b,) metres that the z bins count from, or None for zero.
@@ -45,6 +45,7 @@ class ActionMaps:
     heat: Tensor
     outside: Tensor
     embedding: Tensor
+    index: Tensor
     context: Tensor
     start: Tensor | None
     size: tuple[int, int]
@@ -58,9 +59,9 @@ class ActionMaps:
 
 
 class Trunk(nn.Module):
-    """A backbone's maps laid over the image, one for each queried time, under what is known of the robot: what heads read.
+    """A backbone's maps laid over the image and mixed under what is known of the robot, and what is asked of them: what heads read.
 
-    Each queried time takes the nearest map and embeds the signed offset to it, so that one head serves predictive models (a map
+    Each queried time reads the nearest map and is told the signed offset to it, so that one head serves predictive models (a map
     per time) and image models (one map, the future in the offset).
 
     Args:
@@ -78,16 +79,14 @@ class Trunk(nn.Module):
         self.start = nn.Parameter(torch.randn(hidden) * 0.5)
         self.rays = nn.Conv2d(RAY_DIM, hidden, 1, bias=False)
         self.mixer = GlobalMixer(hidden, condition, mixing) if mixing else None
-        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, 2 * hidden), nn.GELU())
-        self.film = nn.Linear(2 * hidden, 2 * hidden)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, CONTEXT_DIM), nn.GELU())
         self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
 
     def forward(
         self, features: VideoFeatures, query: Query, start: Tensor | None, rays: Tensor | None, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Maps (b, t, hidden, side, side) of t queried times, and what is known at each, (b, t, 2 * hidden).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps (b, s, hidden, side, side), which of them each of t queried times reads (t,), and what is known at each time,
+        (b, t, CONTEXT_DIM).
 
         Args:
             start: (b, 2) pixel of the gripper, or None. rays: (b, RAY_DIM, side, side) as `RobotState.ray_map` gives them, or
@@ -113,13 +112,10 @@ class Trunk(nn.Module):
             x = x + self.mixer(x, condition)
         when = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(query.times.to(offset), TIME_DIM)], -1)
         context = self.context(torch.cat([when.expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1))
-        scale, shift = self.film(context)[..., None, None].chunk(2, 2)
-        if len(used) < t or bool((index != torch.arange(t, device=index.device)).any()):
-            x = x[:, index]
-        x = F.gelu(x * (1 + scale) + shift).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = F.gelu(x).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         for layer in self.rest:
             x = F.gelu(layer(x)) + x
-        return x.unflatten(0, (b, t)), context
+        return x.unflatten(0, (b, len(used))), index, context
 
     def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
         """(b, h, w) bilinear weight of the start pixel on the layers' cells; nothing where it lies outside."""
@@ -134,7 +130,9 @@ class Trunk(nn.Module):
 class ParaHead(ActionHead):
     """Reads heatmaps off feature maps.
 
-    The heatmap has `grid` cells a side; its `Trunk` works at half of that, and each of the trunk's cells gives four.
+    What is asked (the time, the robot's state) becomes a kernel, and its product with the embedding of each cell the logit, as masks
+    are drawn in MaskFormer (Cheng et al. 2021). The heatmap has `grid` cells a side; the `Trunk` works at half of that, and each of
+    its cells gives four.
 
     Args:
         channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side. hidden, layers, mixing: see `Trunk`.
@@ -151,8 +149,8 @@ class ParaHead(ActionHead):
         spec: ReadoutSpec,
         *,
         grid: int = GRID,
-        hidden: int = 32,
-        layers: int = 1,
+        hidden: int = 48,
+        layers: int = 2,
         mixing: int = 2,
         condition: int = ROBOT_CONDITION,
         sigma_px: float = SIGMA_PX,
@@ -163,12 +161,12 @@ class ParaHead(ActionHead):
             raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
         self.trunk = Trunk(channels, condition, side=grid // 2, hidden=hidden, layers=layers, mixing=mixing)
-        self.heat = nn.Conv2d(hidden, 4 * (spec.z.count if spec.joint_volume else 1), 1)
-        self.outside = nn.Linear(hidden, 1)
+        self.kernel = nn.Linear(CONTEXT_DIM, 4 * (spec.z.count if spec.joint_volume else 1) * hidden)
+        self.outside = nn.Linear(hidden + CONTEXT_DIM, 1)
         self.norm = nn.LayerNorm(hidden)
         outputs = (0 if spec.joint_volume else spec.z.count) + spec.gripper_bins + 3 * spec.rotation_bins
         self.pixel = nn.Sequential(
-            nn.Linear(3 * hidden + 2, PIXEL_DIM),
+            nn.Linear(hidden + CONTEXT_DIM + 2, PIXEL_DIM),
             nn.GELU(),
             nn.Linear(PIXEL_DIM, PIXEL_DIM),
             nn.GELU(),
@@ -195,20 +193,19 @@ class ParaHead(ActionHead):
         Raises:
             ValueError: a condition of another length than the head was built for.
         """
-        x, context = self.trunk(features, Query(times, size), start, rays, condition)
-        b, t = x.shape[:2]
-        x = x.flatten(0, 1)
-        heat = F.pixel_shuffle(self.heat(x), 2).unflatten(0, (b, t))
-        outside = self.outside(x.mean((2, 3))).view(b, t)
+        x, index, context = self.trunk(features, Query(times, size), start, rays, condition)
+        kernel = self.kernel(context).unflatten(-1, (-1, x.shape[2])) * x.shape[2] ** -0.5
+        heat = F.pixel_shuffle(torch.einsum("btkc,btchw->btkhw", kernel, x[:, index]), 2)
+        whole = torch.cat([x.mean((-2, -1))[:, index], context.to(x.dtype)], -1)
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
-        return ActionMaps(heat, outside, x.unflatten(0, (b, t)), context, start, size, self, volume)
+        return ActionMaps(heat, self.outside(whole)[..., 0], x, index, context, start, size, self, volume)
 
     def read(self, maps: ActionMaps, pixels: Tensor) -> PixelLogits:
         """See `ActionMaps.read`."""
         cells = pixels_to_cells(pixels, maps.embedding.shape[-2:], maps.size)
         with torch.autocast(cells.device.type, enabled=False):
-            picked = self.norm(_at_cells(maps.embedding, cells))
+            picked = self.norm(_at_cells(maps.embedding, maps.index, cells))
             moved = torch.zeros_like(pixels) if maps.start is None else (pixels - maps.start[:, None]) / REACH_PX
             logits = self.pixel(torch.cat([picked, maps.context.float(), moved.float()], -1))
         if maps.volume is not None:
@@ -351,19 +348,20 @@ def _both(mask: Tensor, other: Tensor | None) -> Tensor:
     return mask if other is None else mask & other
 
 
-def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
-    """Bilinear values (..., c) in float32 of maps (..., c, h, w) at fractional cells (..., 2); clamped to the map."""
+def _at_cells(maps: Tensor, index: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear values (b, t, c) in float32 of maps (b, s, c, h, w) at fractional cells (b, t, 2); time i reads map index[i].
+    Clamped to the map."""
     h, w = maps.shape[-2:]
     limit = cells.new_tensor([w - 1, h - 1])
     cells = torch.minimum(cells.clamp_min(0), limit)
     low = torch.minimum(cells.floor(), (limit - 1).clamp_min(0))
     part = cells - low
-    corner = low[..., 1].long() * w + low[..., 0].long()
-    index = torch.stack([corner, corner + 1, corner + w, corner + w + 1], -1)
+    corner = (index * h + low[..., 1].long()) * w + low[..., 0].long()
+    corners = torch.stack([corner, corner + 1, corner + w, corner + w + 1], -1)
     x, y = part.unbind(-1)
     weight = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], -1)
-    table = maps.movedim(-3, -1).flatten(-3, -2)
-    picked = table.gather(-2, index[..., None].expand(*index.shape, table.shape[-1]))
+    table = maps.movedim(2, -1).flatten(1, 3)
+    picked = table.gather(1, corners.flatten(1, 2)[..., None].expand(-1, -1, table.shape[-1])).unflatten(1, corners.shape[1:])
     return (picked.float() * weight[..., None]).sum(-2)
 
 

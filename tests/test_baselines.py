@@ -323,8 +323,6 @@ def test_rows_of_a_batch_do_not_mix(name: str) -> None:
 @every_head
 def test_an_image_model_tells_times_apart_by_their_offset(name: str) -> None:
     head, batch = build(name).eval(), make_batch()
-    if hasattr(head, "film"):
-        torch.nn.init.normal_(head.film.weight)
     with torch.no_grad():
         code = head(make_features(times=(0.0,)), query(), batch.state).code
     assert float((code[:, 0] - code[:, 2]).abs().max()) > 1e-4

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from para_video.agent import Batch
-from para_video.batches import Augmentation, DemoBatches, augmented, mirrored
+from para_video.batches import Augmentation, DemoBatches, augmented, mirrored, shifted
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
 
@@ -89,6 +89,16 @@ def test_a_mirror_reflects_the_chosen_clips_and_no_other() -> None:
     for rotations in (batch.targets.rotations, batch.state.rotation):
         torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).expand_as(rotations), atol=1e-5, rtol=0)
         assert (torch.linalg.det(rotations) > 0).all()
+
+
+def test_a_shifted_world_looks_the_same() -> None:
+    plain = batches().gather([(0, 2), (0, 5)])
+    batch = shifted(plain, torch.tensor([[0.03, -0.02], [0.0, 0.01]]))
+    assert torch.equal(batch.clip, plain.clip)
+    torch.testing.assert_close(batch.state.pixel(), plain.state.pixel(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(batch.state.camera.project(batch.targets.positions)[0], plain.targets.pixels, atol=1e-4, rtol=0)
+    moved = batch.targets.positions - plain.targets.positions
+    torch.testing.assert_close(moved[0], torch.tensor([0.03, -0.02, 0.0]).expand_as(moved[0]))
 
 
 def test_a_robot_without_demonstrations_is_refused() -> None:

@@ -1,6 +1,9 @@
 """The two scripts and the notebook, run as a user runs them but briefly."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -32,6 +35,20 @@ def test_circles_writes_figures_by_horizon_pictures_and_a_checkpoint(pretrained)
     assert summary["steps"] == 3 and summary["seconds"] >= summary["training_seconds"] > 0
     for name in ("overlay-0.png", "overlay.mp4", "error.png", "model.safetensors", "config.json"):
         assert (pretrained / name).stat().st_size > 0
+
+
+def test_two_processes_train_one_policy(tmp_path):
+    """`accelerate launch` on the CPU: gradients are averaged, so both processes hold the policy that one of them writes."""
+    out = tmp_path / "run"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    options = ["--steps", "3", "--batch-size", "2", "--size", "64", "--held-out", "4", "--out", str(out)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(ROOT / "pretrain" / "circles.py"), *options], env=one_thread, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("s in all") == 1 and json.loads((out / "summary.json").read_text())["steps"] == 3
+    assert load_policy(out)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 
 def test_circles_refuses_a_folder_with_content_and_leaves_it(pretrained):

@@ -68,7 +68,7 @@ class CameraPlacement:
         fovy_deg: vertical field of view.
     """
 
-    azimuth_deg: float = 165.0
+    azimuth_deg: float = 135.0
     elevation_deg: float = -40.0
     distance_m: float = 1.15
     target: tuple[float, float, float] = (0.0, 0.65, 0.08)
