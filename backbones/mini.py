@@ -138,15 +138,19 @@ class MiniVideo(VideoBackbone):
 
     # ---------------------------------------------------------------- the network
 
-    def _maps(self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor) -> Tensor:
-        """Maps (b, t + groups, c, h, w) of observed (b, t, 3, H, W) and future frames. scaled_future (b, groups, 3 * tubelet, H, W)
-        is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the encoder, and one stands for all."""
+    def _maps(
+        self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor, shown: int | None = None
+    ) -> Tensor:
+        """Maps (b, shown + groups, c, h, w) of the last `shown` (default all) of observed (b, t, 3, H, W), and of future frames.
+        scaled_future (b, groups, 3 * tubelet, H, W) is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the
+        encoder, and one stands for all."""
         b, t = observed.shape[:2]
         beside = _conv(self.stem_last, observed[:, -1])  # every map sees the present, and how it came about
         if t > 1:
             motion = observed.diff(dim=1).flip(1).flatten(1, 2)  # the latest change first
             beside = beside + _conv(self.stem_motion, F.pad(motion, (0, 0, 0, 0, 0, 3 * (self.spec.contexts[1] - t))))
-        stem, future = _conv(self.stem, observed.flatten(0, 1)) + beside.repeat_interleave(t, 0), None
+        t = shown or t
+        stem, future = _conv(self.stem, observed[:, -t:].flatten(0, 1)) + beside.repeat_interleave(t, 0), None
         if groups and scaled_future is None:
             future = beside + self.stem_future.bias[:, None, None]
         elif groups:
@@ -186,12 +190,21 @@ class MiniVideo(VideoBackbone):
     # ---------------------------------------------------------------- the contract
 
     def features(
-        self, video: Tensor, *, horizon: int = 0, prompts: list[str] | None = None, generator: torch.Generator | None = None
+        self,
+        video: Tensor,
+        *,
+        horizon: int = 0,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
     ) -> VideoFeatures:
-        """See `VideoBackbone.features`. Deterministic: no noise is drawn; prompts are ignored."""
+        """See `VideoBackbone.features`. Deterministic: no noise is drawn; prompts are ignored. Frames before `since` are seen as
+        motion alone."""
         self.spec.check(video, horizon)
+        t = video.shape[1]
+        shown = t if since is None else min(max(math.ceil(1 - since), 1), t)
         groups = math.ceil(horizon / self.tubelet)
-        return self._wrap(self._maps(video * 2 - 1, None, groups, video.new_ones(len(video))), video.shape[1])
+        return self._wrap(self._maps(video * 2 - 1, None, groups, video.new_ones(len(video)), shown), shown)
 
     def _wrap(self, maps: Tensor, t: int) -> VideoFeatures:
         times = self._times(t, maps.shape[1] - t, maps.device)

@@ -109,7 +109,7 @@ class VideoPolicy(nn.Module):
         times = torch.tensor(self.times, device=clip.device) if times is None else times
         horizon = max(0, math.ceil(float(times.max()))) if self.backbone.spec.predicts else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.backbone.features(clip, horizon=horizon)
+            features = self.backbone.features(clip, horizon=horizon, since=float(times.min()))
         return features, Query(times, tuple(clip.shape[-2:]))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -48,12 +48,12 @@ class Augmentation:
 class CircleBatches(Dataset):
     """Item i is the whole batch of circle clips of training step i, the same bytes whenever it is asked for.
 
-    All frames are queried, observed and future. Some batches show the last observed frame alone, since that is all that most
-    robot policies see.
+    Most batches ask for the last observed frame and the future ones, which is what takes long to learn and costs a backbone least.
+    Some ask for every observed frame too, and some show the last one alone, since that is all that most robot policies see.
 
     Args:
-        circles: to draw clips from; `observed` frames of each are seen. batch_size: clips. still: share of batches with one
-            observed frame. rank, processes: of this process; all draw different clips.
+        circles: to draw clips from; `observed` frames of each are seen. batch_size: clips. track, still: shares of the batches that
+            ask for every frame, and that show one. rank, processes: of this process; all draw different clips.
     """
 
     def __init__(
@@ -61,32 +61,37 @@ class CircleBatches(Dataset):
         circles: CircleVideos,
         *,
         batch_size: int,
-        still: float = 0.3,
+        track: float = 0.25,
+        still: float = 0.1,
         rank: int = 0,
         processes: int = 1,
         length: int = 2**31,
     ) -> None:
-        self.circles, self.batch_size, self.still, self.rank, self.processes = circles, batch_size, still, rank, processes
-        self.length = length
+        self.circles, self.batch_size, self.track, self.still = circles, batch_size, track, still
+        self.rank, self.processes, self.length = rank, processes, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, step: int) -> Batch:
         first = (step * self.processes + self.rank) * self.batch_size
-        alone = np.random.default_rng((self.circles.seed, step, 1)).random() < self.still
-        return circle_batch(self.circles, range(first, first + self.batch_size), 1 if alone else self.circles.observed)
+        kind = np.random.default_rng((self.circles.seed, step, 1)).random()
+        context = 1 if kind < self.still else self.circles.observed
+        since = 1 - context if kind < self.still + self.track else 0
+        return circle_batch(self.circles, range(first, first + self.batch_size), context, since)
 
 
-def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int) -> Batch:
-    """Clips by index, of whose observed frames the last `context` are shown; targets are those and the future frames."""
-    clips = [circles[i] for i in indices]
+def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int, since: int | None = None) -> Batch:
+    """Clips by index, of whose observed frames the last `context` are shown; targets are the shown frames from time `since` on
+    (default all) and the future ones."""
+    clips = [circles.shown(i) for i in indices]
     hidden = circles.observed - context
-    video = torch.stack([clip.video[hidden : circles.observed] for clip in clips]).float() / 255
+    video = torch.stack([clip.video[hidden:] for clip in clips]).float() / 255
+    first = hidden if since is None else circles.observed - 1 + since
     centres, visible = (
-        torch.stack(part)[:, hidden:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True)
+        torch.stack(part)[:, first:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True)
     )
-    times = torch.arange(centres.shape[1]) - (context - 1.0)
+    times = torch.arange(centres.shape[1]) + (first - circles.observed + 1.0)
     return Batch(video, Targets(centres, visible), times=times)
 
 
@@ -165,19 +170,21 @@ class DemoBatches(Dataset):
     def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
         """The batch of given (demo, step) pairs, unaugmented."""
         rows = [self._row(self.demos[d], self.frames[d], k) for d, k in steps]
-        clips, positions, gripper, rotations, position, rotation, opening = (
+        clips, positions, gripper, rotations, known, position, rotation, opening = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
         state = RobotState(Camera.stack([self.demos[d].camera for d, _ in steps]), position, rotation, opening)
         pixels, depth = state.camera.project(positions)
-        targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations)
+        masks = {"labelled": known, "position_mask": known, "gripper_mask": known, "rotation_mask": known}
+        targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations, **masks)
         return Batch(clips.float() / 255, targets, state)
 
     def _row(self, demo: Demo, frames: Tensor, k: int) -> tuple[Tensor, ...]:
         targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
         turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
+        known = (k + self.ahead <= len(demo)) | (self.ahead == self.ahead[0])  # nobody knows what follows a demonstration's end
         now = (demo.positions[k], demo.rotations[k], demo.openings[k])
-        return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, *now)))
+        return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)))
 
 
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:

@@ -135,6 +135,16 @@ class Scene:
     noise: float
     noise_start: int
 
+    def first(self, frames: int) -> Scene:
+        """The scene of the first frames alone."""
+
+        def cut(shape: Shape) -> Shape:
+            return replace(shape, centre=shape.centre[:frames], angle=shape.angle[:frames], scale=shape.scale[:frames])
+
+        drift = Drift(self.drift.zoom[:frames], self.drift.angle[:frames], self.drift.offset[:frames])
+        groups = {name: tuple(map(cut, getattr(self, name))) for name in ("movers", "fingers", "occluders")}
+        return replace(self, cargo=cut(self.cargo), palm=cut(self.palm), drift=drift, gain=self.gain[:frames], **groups)
+
 
 class CircleVideos(Dataset[CircleClip]):
     """Seeded synthetic clips: `dataset[i]` is the same bytes in any order and any worker.
@@ -188,6 +198,10 @@ class CircleVideos(Dataset[CircleClip]):
 
     def __getitem__(self, index: int) -> CircleClip:
         return render(self.scene(index), self.size)
+
+    def shown(self, index: int) -> CircleClip:
+        """Clip `index` with the labels of all frames and the video of the observed ones, which takes half the time."""
+        return render(self.scene(index), self.size, self.observed)
 
     def scene(self, index: int) -> Scene:
         """What clip `index` shows, before drawing.
@@ -769,20 +783,21 @@ def visibility(scene: Scene, size: int) -> np.ndarray:
     return seen & (clear.sum((1, 2)) >= (1 - OCCLUDED_FRACTION) * disc.sum((1, 2)))
 
 
-def render(scene: Scene, size: int) -> CircleClip:
-    """Draw a scene at `size` x `size` pixels and label it."""
+def render(scene: Scene, size: int, frames: int | None = None) -> CircleClip:
+    """Draw a scene at `size` x `size` pixels and label it; `frames` draws the first ones alone, the labels are of all."""
     side = scene.texture.shape[-1]
     texture = scene.texture.copy()
     still = Drift(np.full(1, float(_TEXELS)), np.zeros(1), np.full((1, 2), (side - _TEXELS * size) / 2))
     for shape in scene.fixtures:
         paint(texture[None], shape, still, softness=_TEXELS)
-    canvas = _backdrop(texture, scene.drift, size)
-    for shape in (*scene.movers, scene.cargo, *scene.fingers, scene.palm, *scene.occluders):
-        paint(canvas, shape, scene.drift)
+    drawn = scene.first(frames or len(scene.gain))
+    canvas = _backdrop(texture, drawn.drift, size)
+    for shape in (*drawn.movers, drawn.cargo, *drawn.fingers, drawn.palm, *drawn.occluders):
+        paint(canvas, shape, drawn.drift)
     radius = scene.palm.half[0] * scene.palm.scale * scene.drift.zoom
     return CircleClip(
-        torch.from_numpy(_expose(canvas, scene)),
+        torch.from_numpy(_expose(canvas, drawn)),
         torch.from_numpy(scene.drift.apply(scene.palm.centre).astype(np.float32)),
-        torch.from_numpy(np.broadcast_to(radius, len(canvas)).astype(np.float32)),
+        torch.from_numpy(np.broadcast_to(radius, len(scene.gain)).astype(np.float32)),
         torch.from_numpy(visibility(scene, size)),
     )

@@ -105,13 +105,21 @@ class VideoBackbone(nn.Module, ABC):
 
     @abstractmethod
     def features(
-        self, video: Tensor, *, horizon: int = 0, prompts: list[str] | None = None, generator: torch.Generator | None = None
+        self,
+        video: Tensor,
+        *,
+        horizon: int = 0,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
     ) -> VideoFeatures:
         """Maps of the observed frames and of the next `horizon` frames.
 
         Args:
             video: (b, t, 3, H, W) float in [0, 1]; observed frames only, oldest first.
             horizon: how many future frames to give maps of.
+            since: the earliest time that will be read; a backbone may save itself the maps of frames before it, though not the
+                last observed one's. None asks for all.
             prompts: one text per batch element, for models that take text.
             generator: for models whose features depend on noise.
         """

@@ -59,7 +59,7 @@ class CirclesConfig:
     """Train backbone and head, or the head alone on a backbone that has been trained already."""
     init: Path | None = None
     """Checkpoint folder to start from; weights of the same name and shape are taken."""
-    steps: int = 1100
+    steps: int = 1700
     """Optimiser steps."""
     batch_size: int = 8
     """Clips per step, over all processes."""
@@ -105,14 +105,17 @@ def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> d
 
 @torch.no_grad()
 def find_circles(policy: VideoPolicy, clip: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,) for clips (b, n, 3, H, W)."""
-    device = next(policy.parameters()).device
+    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,), ascending, for clips (b, n, 3, H, W); the past and
+    what follows it are asked for apart, as in training."""
+    device, found = next(policy.parameters()).device, []
     with torch.autocast(device.type, torch.bfloat16):
-        features, query = policy.features(clip.to(device), times.to(device))
-        maps = policy.head(features, times=query.times, size=query.size)
-    heat = maps.heat.float().cpu()
-    grid = heat.shape[-2:]
-    return cells_to_pixels(window_soft_argmax(heat), grid, query.size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
+        for asked in (times[times < 0], times[times >= 0]):
+            if len(asked):
+                features, query = policy.features(clip.to(device), asked.to(device))
+                found.append(policy.head(features, times=query.times, size=query.size).heat.float().cpu())
+    heat = torch.cat(found, 1)
+    grid, size = heat.shape[-2:], tuple(clip.shape[-2:])
+    return cells_to_pixels(window_soft_argmax(heat), grid, size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
 
 
 def summarise(errors: dict[str, Tensor], observed: int) -> dict[str, Any]:

@@ -21,7 +21,13 @@ class TinyImage(VideoBackbone):
         self.patch = nn.Conv2d(3, channels, 7, 7)
 
     def features(
-        self, video: Tensor, *, horizon: int = 0, prompts: list[str] | None = None, generator: torch.Generator | None = None
+        self,
+        video: Tensor,
+        *,
+        horizon: int = 0,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
     ) -> VideoFeatures:
         self.spec.check(video, horizon)
         b, t = video.shape[:2]
@@ -118,6 +124,19 @@ def test_maps_cover_every_frame_asked_for_in_order(name: str) -> None:
         assert float((last - first).max()) + 1 <= backbone.spec.span
         for frame in range(1 - observed, horizon + 1):
             assert bool(((first <= frame) & (frame <= last)).any()), f"no map describes frame {frame}"
+
+
+@every_backbone
+def test_maps_before_the_time_that_is_read_may_be_left_out(name: str) -> None:
+    backbone = build(name)
+    observed, horizon = backbone.spec.contexts[1], backbone.spec.max_horizon
+    for since in (1.0, 0.0, 0.5 - observed / 2):
+        with torch.no_grad():
+            features = backbone.features(clip(backbone.spec, observed), horizon=horizon, since=since, generator=generator())
+        first, last = features.spans.unbind(-1)
+        for frame in range(math.ceil(min(since, 0)), horizon + 1):
+            assert bool(((first <= frame) & (frame <= last)).any()), f"no map describes frame {frame}"
+        assert bool(torch.isfinite(features.maps).all()) and len(features.times) == features.maps.shape[1]
 
 
 @every_backbone

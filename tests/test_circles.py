@@ -308,3 +308,11 @@ def test_a_rim_is_a_band_inside_the_border():
     assert canvas[0, :, 16, 16].tolist() == [0, 200, 0]
     assert canvas[0, :, 16, 24].tolist() == [200, 0, 0]
     assert canvas[0, :, 16, 28].tolist() == [0, 0, 0]
+
+
+def test_a_clip_that_shows_the_observed_frames_alone_is_the_same_clip() -> None:
+    circles = CircleVideos(seed=4, size=64)
+    for index in range(12):
+        whole, shown = circles[index], circles.shown(index)
+        assert torch.equal(shown.video, whole.video[: circles.observed])
+        assert all(torch.equal(a, b) for a, b in zip(whole[1:], shown[1:], strict=True))

@@ -87,7 +87,7 @@ def test_the_camera_projects_markers_to_where_they_are_rendered(placement: Camer
         env.reset(0)
         site = env._env.model.site("goal")
         site.size[:] = 0.02
-        errors = []
+        errors, surfaces = [], []
         for point in itertools.product((-0.15, 0.0, 0.1), (0.5, 0.65, 0.75), (0.03, 0.12)):
             site.pos[:] = point
             frames = []
@@ -100,7 +100,10 @@ def test_the_camera_projects_markers_to_where_they_are_rendered(placement: Camer
             assert depth[0] > 0
             if len(rows) > 50:  # else the arm stands before it
                 errors.append(pixels[0].numpy() - [columns.mean(), rows.mean()])
+                column, row = pixels[0].round().long().tolist()
+                surfaces.append(float(depth[0]) - env.depth()[row, column])
         assert len(errors) > 10
+        assert np.median(surfaces) == pytest.approx(0.02, abs=0.002), "the sphere's front is one radius nearer than its centre"
         assert np.median(errors, axis=0) == pytest.approx([0, 0], abs=0.1), "half a pixel is the usual mistake"
 
 

@@ -250,11 +250,24 @@ class MetaWorldEnv:
         Raises:
             RuntimeError: no offscreen OpenGL on this machine.
         """
+        return self._rendered().copy()
+
+    def depth(self) -> np.ndarray:
+        """(H, W) float32 metres along the view axis to what each pixel shows; to measure with, policies do not get it."""
+        return self._rendered(depth=True).copy()
+
+    def _rendered(self, depth: bool = False) -> np.ndarray:
         renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
         renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = self.shadows
-        return renderer.render().copy()
+        if not depth:
+            return renderer.render()
+        renderer.enable_depth_rendering()
+        try:
+            return renderer.render()
+        finally:
+            renderer.disable_depth_rendering()
 
 
 class MetaWorldServo:

@@ -1,0 +1,97 @@
+"""Where should the camera stand? How well each azimuth shows the gripper on all tasks, and what a ray leaves open.
+
+    python benchmarks/camera_table.py
+
+writes the table in docs/oracle.md. No policy is involved: the gripper point is visible where the depth of its pixel is not less
+than its own, and a ceiling says how often a policy could place pick-place's floating goal if it knew the goal's pixel and the
+range of goals exactly, and nothing of its height.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from para_video.camera import orbit
+from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv
+from para_video.training import write_atomically
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- table: benchmarks/camera_table.py -->\n", "<!-- end of camera table -->"
+FINGER_M = 0.04
+"""The gripper point lies between the fingers: what is this much nearer to the camera does not hide it."""
+GOALS = np.array([[-0.1, 0.8, 0.05], [0.1, 0.9, 0.3]])
+GOAL_RADIUS_M = 0.07
+"""Range of pick-place's goals, and how near the object has to come."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured.
+
+    Args:
+        azimuths: of the camera in degrees. turn: degrees to the view that policies are also evaluated on. seed: of the episodes.
+        steps, every: length of an episode and steps between two looks. page: the page whose table is replaced.
+    """
+
+    azimuths: tuple[float, ...] = (105, 120, 135, 150, 165, 195, 225, 255)
+    turn: float = 18.0
+    seed: int = 7
+    steps: int = 100
+    every: int = 16
+    page: Path = ROOT / "docs" / "oracle.md"
+
+
+def main(config: Config) -> str:
+    """Measure, write and return the table."""
+    shown = {azimuth: [gripper_visible(task, azimuth, config) for task in TASKS] for azimuth in tqdm(config.azimuths, unit="camera")}
+    lines = [
+        f"| azimuth | gripper visible, mean of {len(TASKS)} tasks | tasks below one half | ceiling on pick-place | turned {config.turn:+g} |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for azimuth, shares in shown.items():
+        ceilings = [f"{height_ceiling(a):.0%}" for a in (azimuth, azimuth + config.turn)]
+        hidden = sum(share < 0.5 for share in shares)
+        lines.append(f"| {azimuth:g} | {np.mean(shares):.0%} | {hidden} | {ceilings[0]} | {ceilings[1]} |")
+    text = "\n".join(["", *lines, "", "`python benchmarks/camera_table.py`", ""])
+    page = config.page.read_text()
+    before, rest = page.split(START)
+    write_atomically(config.page, (before + START + text + END + rest.split(END)[1]).encode())
+    return text
+
+
+def gripper_visible(task: str, azimuth: float, config: Config) -> float:
+    """Share of the looks at an expert's episode that show the gripper point."""
+    seen = []
+    with MetaWorldEnv(task, camera=replace(CameraPlacement(), azimuth_deg=azimuth), size=64) as env:
+        env.reset(config.seed)
+        for step in range(config.steps):
+            if step % config.every == config.every // 4:
+                pixels, depth = env.camera.project(torch.from_numpy(env.position)[None].float())
+                column, row = pixels[0].round().long().tolist()
+                inside = 0 <= column < env.size and 0 <= row < env.size
+                seen.append(inside and env.depth()[row, column] > float(depth[0]) - FINGER_M)
+            if env.step(env.expert_action()).ended:
+                break
+    return float(np.mean(seen))
+
+
+def height_ceiling(azimuth: float, draws: int = 4000) -> float:
+    """Expected success of the best guess along a goal's ray, where goals are uniform in their box."""
+    camera = CameraPlacement()
+    goals = np.random.default_rng(0).uniform(*GOALS, (draws, 3))
+    eye = orbit(azimuth, camera.elevation_deg, camera.distance_m, camera.target)[:3, 3].numpy()
+    along = goals - eye
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    ends = np.stack([(bound - goals) / along for bound in GOALS])
+    inside = ends.max(0).min(1) - ends.min(0).max(1)  # length of the ray's part in the box
+    return float(np.minimum(1, 2 * GOAL_RADIUS_M / inside).mean())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

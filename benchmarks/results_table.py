@@ -1,0 +1,123 @@
+"""The results in README.md, from the summaries in results/.
+
+    python benchmarks/results_table.py                               # rewrite the tables
+    python benchmarks/results_table.py --collect runs/robot runs/circles   # take in the summaries of these runs first
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from para_video.training import write_atomically
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- results: benchmarks/results_table.py -->\n", "<!-- end of results -->"
+ROWS = {
+    "para": "**PARA**",
+    "regression": "global regression (XYZ, spatial softmax)",
+    "act": "ACT",
+    "expert": "expert",
+    "readout": "read-out oracle",
+    "blind_replay": "blind replay",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where summaries come from and where the tables go.
+
+    Args:
+        collect: folders of finished runs, whose summary.json is copied to `results` under a name that says what it is.
+        results: folder of summaries. page: the page whose tables are replaced.
+    """
+
+    collect: tuple[Path, ...] = ()
+    results: Path = ROOT / "results"
+    page: Path = ROOT / "README.md"
+
+
+def main(config: Config) -> str:
+    """Collect, then write and return the tables."""
+    for run in config.collect:
+        summary = json.loads((run / "summary.json").read_text())
+        summary["config"]["out"] = None  # a path of the machine that it ran on
+        path = config.results / f"{name_of(summary)}.json"
+        write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    parts = [robot_table(json.loads(path.read_text())) for path in sorted(config.results.glob("robot-*.json"))]
+    if (circles := config.results / "circles.json").is_file():
+        parts.append(circles_table(json.loads(circles.read_text())))
+    text = "\n".join(parts)
+    page = config.page.read_text()
+    if START not in page or END not in page:
+        raise ValueError(f"{config.page} has no place for the tables: it must contain the lines {START.strip()!r} and {END!r}")
+    before, rest = page.split(START)
+    write_atomically(config.page, (before + START + "\n" + text + "\n" + END + rest.split(END)[1]).encode())
+    return text
+
+
+def name_of(summary: dict[str, Any]) -> str:
+    """circles, or robot-TASK-DEMOS with what else was not default."""
+    if "oracle" not in summary:
+        return "circles"
+    init = "-init" if summary["config"]["init"] else ""
+    return f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}{init}"
+
+
+def robot_table(summary: dict[str, Any]) -> str:
+    """One row per policy, then what bounds them."""
+    config, versions = summary["config"], summary["versions"]
+    views = list(next(iter(summary["policies"].values()))["cells"])
+    turned = [f"{view.removeprefix('azimuth')} degrees" for view in views[1:]]
+    names = ["policy", "same view", *turned, "held, same view", "training s", "ms a decision"]
+    lines = [_row(names), _row(["---"] * len(names))]
+    for name, policy in summary["policies"].items():
+        cells = policy["cells"]
+        held = f"{cells[views[0]]['held']}/{cells[views[0]]['episodes']}"
+        lines.append(_row([
+            ROWS.get(name, name), *(_cell(cells[view]) for view in views), held,
+            f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}",
+        ]))  # fmt: skip
+    for name, cell in summary["oracle"].items():
+        lines.append(_row([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""]))
+    steps = next(iter(summary["policies"].values()))["steps"]
+    start = "circles" if config["init"] else "random weights"
+    made = (
+        f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy from "
+        f"{start}, training seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes in all; torch {versions['torch']}, "
+        f"Meta-World {versions['metaworld']}, MuJoCo {versions['mujoco']}."
+    )
+    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+
+
+def circles_table(summary: dict[str, Any]) -> str:
+    """Median errors by horizon beside constant velocity."""
+    config, error, guess = summary["config"], summary["median_error_px"], summary["constant_velocity_px"]
+    lines = [
+        _row(["frame", "seen", *(f"+{name}" for name in guess)]),
+        _row(["---"] * (len(guess) + 2)),
+        _row(["PARA head on `mini`", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)]),
+        _row(["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())]),
+    ]
+    made = (
+        f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all; median pixels of error at "
+        f"{config['size']} px on {config['held_out']} held-out clips, no start given."
+    )
+    return "\n".join([f"**`python pretrain/circles.py`**: {made}", "", *lines, ""])
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    low, high = cell["wilson95"]
+    return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
