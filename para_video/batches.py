@@ -61,8 +61,8 @@ class CircleBatches(Dataset):
         circles: CircleVideos,
         *,
         batch_size: int,
-        track: float = 0.25,
-        still: float = 0.1,
+        track: float = 0.08,
+        still: float = 0.05,
         rank: int = 0,
         processes: int = 1,
         length: int = 2**31,
@@ -128,6 +128,9 @@ def random_colours(clip: Tensor, augmentation: Augmentation, generator: torch.Ge
 class DemoBatches(Dataset):
     """Item i is the whole batch of training step i, the same bytes whenever it is asked for.
 
+    Targets beyond a demonstration's end are not supervised: were the gripper said to rest there, a policy would learn to stop
+    wherever the picture looks as it does at the end.
+
     Args:
         demos: to draw from. batch_size: clips. chunk: future targets. stride: control steps between frames and between targets.
         context: observed frames. augmentation: None for none. seed, rank: of the draws; processes with different ranks draw
@@ -152,7 +155,7 @@ class DemoBatches(Dataset):
         self.batch_size, self.stride, self.context, self.augmentation = batch_size, stride, context, augmentation
         self.seed, self.rank, self.length, self.chunk = seed, rank, length, chunk
         self.demos = list(demos)
-        self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(len(demo))]
+        self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(max(1, len(demo) - stride + 1))]
         self.past = stride * np.arange(1 - context, 1)
         self.ahead = stride * np.arange(1, chunk + 1)
         self.frames = [torch.from_numpy(demo.frames).permute(0, 3, 1, 2) for demo in self.demos]
@@ -182,7 +185,7 @@ class DemoBatches(Dataset):
     def _row(self, demo: Demo, frames: Tensor, k: int) -> tuple[Tensor, ...]:
         targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
         turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
-        known = (k + self.ahead <= len(demo)) | (self.ahead == self.ahead[0])  # nobody knows what follows a demonstration's end
+        known = k + self.ahead <= len(demo)  # what follows its end, a demonstration does not say
         now = (demo.positions[k], demo.rotations[k], demo.openings[k])
         return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)))
 

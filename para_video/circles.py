@@ -530,9 +530,10 @@ def _stretch(cells: int, side: int) -> np.ndarray:
 
 def _upsample(grid: np.ndarray, side: int) -> np.ndarray:
     """(m, n) whole numbers in 0..255 to (side, side) float32 in [0, 1]."""
-    smooth = _stretch(grid.shape[0], side) @ grid.astype(np.float32) @ _stretch(grid.shape[1], side).T
-    smooth *= np.float32(1 / (255 * 64 * 64))
-    return smooth
+    down, along = (torch.from_numpy(_stretch(cells, side)) for cells in grid.shape)
+    with torch.autocast("cpu", enabled=False):  # in torch, since numpy's own threads would compete with those of a training
+        smooth = down @ torch.from_numpy(grid).float() @ along.T
+    return smooth.numpy() * np.float32(1 / (255 * 64 * 64))
 
 
 def _noise_field(rng: np.random.Generator, side: int, aspect: int = 1) -> np.ndarray:

@@ -152,7 +152,8 @@ class Plan:
             objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
             command); the expert corrects itself, so that recovery is demonstrated too.
-        tail: steps recorded after the first success.
+        tail: steps recorded after the first success. Few: frames of a robot at rest teach to stop as soon as the picture looks so,
+            which it also does where the gripper covers a goal that is nearer or farther away.
         limit: steps after which the expert counts as failed.
     """
 
@@ -160,7 +161,7 @@ class Plan:
     first_seed: int = 0
     spread_over: int = 0
     noise: float = 0.0
-    tail: int = 30
+    tail: int = 4
     limit: int = 200
 
 

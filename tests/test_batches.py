@@ -64,6 +64,14 @@ def test_targets_are_the_demos_future_and_clips_its_past() -> None:
     np.testing.assert_allclose(batch.targets.gripper[0], demo.gripper[[5, 7, 9]])
 
 
+def test_nothing_is_taught_of_what_follows_the_end() -> None:
+    data = batches()
+    assert data.steps == [(0, k) for k in range(11)], "of 12 steps, the last one sees no whole stride of 2"
+    targets = data.gather([(0, 6), (0, 7), (0, 10)]).targets
+    for mask in (targets.labelled, targets.position_mask, targets.gripper_mask, targets.rotation_mask):
+        assert mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("mirror", [0, 1])
 def test_the_robot_is_where_the_augmented_image_shows_it(seed: int, mirror: float) -> None:
