@@ -138,9 +138,7 @@ class MiniVideo(VideoBackbone):
 
     # ---------------------------------------------------------------- the network
 
-    def _maps(
-        self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor, shown: int | None = None
-    ) -> Tensor:
+    def _maps(self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor, shown: int | None = None) -> Tensor:
         """Maps (b, shown + groups, c, h, w) of the last `shown` (default all) of observed (b, t, 3, H, W), and of future frames.
         scaled_future (b, groups, 3 * tubelet, H, W) is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the
         encoder, and one stands for all."""

@@ -49,9 +49,11 @@ class Config:
 
 def main(config: Config) -> str:
     """Measure, write and return the table."""
-    shown = {azimuth: [gripper_visible(task, azimuth, config) for task in TASKS] for azimuth in tqdm(config.azimuths, unit="camera")}
+    shown = {
+        azimuth: [gripper_visible(task, azimuth, config) for task in TASKS] for azimuth in tqdm(config.azimuths, unit="camera")
+    }
     lines = [
-        f"| azimuth | gripper visible, mean of {len(TASKS)} tasks | tasks below one half | ceiling on pick-place | turned {config.turn:+g} |",
+        f"| azimuth | gripper visible, mean of {len(TASKS)} tasks | tasks below half | pick-place's ceiling | turned {config.turn:+g} |",
         "| --- | --- | --- | --- | --- |",
     ]
     for azimuth, shares in shown.items():

@@ -1,7 +1,7 @@
 """The results in README.md, from the summaries in results/.
 
-    python benchmarks/results_table.py                               # rewrite the tables
-    python benchmarks/results_table.py --collect runs/robot runs/circles   # take in the summaries of these runs first
+python benchmarks/results_table.py                               # rewrite the tables
+python benchmarks/results_table.py --collect runs/robot runs/circles   # take in the summaries of these runs first
 """
 
 from __future__ import annotations

@@ -130,9 +130,9 @@ class Trunk(nn.Module):
 class ParaHead(ActionHead):
     """Reads heatmaps off feature maps.
 
-    What is asked (the time, the robot's state) becomes a kernel, and its product with the embedding of each cell the logit, as masks
-    are drawn in MaskFormer (Cheng et al. 2021). The heatmap has `grid` cells a side; the `Trunk` works at half of that, and each of
-    its cells gives four.
+    What is asked (the time, the robot's state) becomes a kernel, and its product with the embedding of each cell is the cell's
+    logit, as masks are drawn in MaskFormer (Cheng et al. 2021). The heatmap has `grid` cells a side; the `Trunk` works at half of
+    that, and each of its cells gives four.
 
     Args:
         channels: of the feature maps. spec: what the bins mean. grid: heatmap cells per side. hidden, layers, mixing: see `Trunk`.
@@ -188,7 +188,8 @@ class ParaHead(ActionHead):
 
         Args:
             size: (H, W) of the image. start: (b, 2) pixel of the gripper in the last observed frame, or None where it is not
-                known. condition: (b, condition) anything else the action depends on; None counts as zeros.
+                known. rays: see `Trunk.forward`. condition: (b, condition) anything else the action depends on; None counts as
+                zeros.
 
         Raises:
             ValueError: a condition of another length than the head was built for.
