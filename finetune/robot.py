@@ -99,7 +99,7 @@ class RobotConfig:
     """Checkpoint to start from, such as pretrain/circles.py writes; weights of the same name and shape are taken."""
     train: Literal["all", "heads"] = "all"
     """Train backbone and head, or the head alone on a frozen backbone."""
-    steps: int = 2000
+    steps: int = 1800
     """Optimiser steps of each policy."""
     batch_size: int = 8
     """Clips per step, over all processes."""

@@ -34,9 +34,9 @@ class Augmentation:
             learned of places in the world is then smooth.
     """
 
-    roll_deg: float = 15.0
-    turn_deg: float = 4.0
-    zoom: float = 1.12
+    roll_deg: float = 25.0
+    turn_deg: float = 8.0
+    zoom: float = 1.25
     gain: float = 0.2
     bias: float = 0.1
     noise: float = 0.01
