@@ -75,8 +75,8 @@ HEADS = {
     "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
 }
 LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 1e-3}
-"""Peak learning rates by the first word of a policy's name. PARA's was chosen among 1, 1.5, 2 and 3e-3 by its error on
-demonstrations it had not seen; the baselines' have not been searched as widely."""
+"""Peak learning rates by the first word of a policy's name: PARA's chosen among 1, 1.5, 2 and 3e-3, regression's among 1 and
+3e-3, by errors on demonstrations they had not seen; ACT's has not been searched."""
 HEIGHT_BINS, HEIGHT_MARGIN_M = 32, 0.03
 """The height bins reach this far beyond what the demonstrations rise and sink within a chunk."""
 
