@@ -61,9 +61,9 @@ def test_truncated_files_are_named(tmp_path, name):
 def test_nan_weights_are_refused(tmp_path):
     policy = spec().build()
     with torch.no_grad():
-        policy.head.start.fill_(torch.nan)
+        policy.head.trunk.start.fill_(torch.nan)
     save_policy(policy, spec(), tmp_path)
-    with pytest.raises(ValueError, match="NaN.*head.start"):
+    with pytest.raises(ValueError, match="NaN.*head.trunk.start"):
         load_policy(tmp_path)
 
 

@@ -64,9 +64,9 @@ def test_training_moves_the_weights_and_returns_their_average(tmp_path):
     before = {name: value.clone() for name, value in policy.named_parameters()}
     fit(policy, batches, CONFIG, folder=tmp_path)
     saved = load_file(tmp_path / STATE_FILE)
-    assert not torch.equal(before["head.heat.weight"], policy.head.heat.weight)
-    assert torch.equal(saved["average/head.heat.weight"], policy.head.heat.weight)
-    assert not torch.equal(saved["weights/head.heat.weight"], policy.head.heat.weight)
+    assert not torch.equal(before["head.kernel.weight"], policy.head.kernel.weight)
+    assert torch.equal(saved["average/head.kernel.weight"], policy.head.kernel.weight)
+    assert not torch.equal(saved["weights/head.kernel.weight"], policy.head.kernel.weight)
 
 
 def test_a_frozen_backbone_stays(tmp_path):
@@ -97,7 +97,7 @@ def test_a_damaged_state_is_named_with_the_remedy(tmp_path):
 def test_a_loss_that_is_not_finite_stops_training():
     policy = tiny_policy()
     with torch.no_grad():
-        policy.head.heat.weight.fill_(torch.nan)
+        policy.head.kernel.weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="step 0"):
         fit(policy, batches, CONFIG)
 
