@@ -53,7 +53,7 @@ def main(config: Config) -> str:
         azimuth: [gripper_visible(task, azimuth, config) for task in TASKS] for azimuth in tqdm(config.azimuths, unit="camera")
     }
     lines = [
-        f"| azimuth | gripper visible, mean of {len(TASKS)} tasks | tasks below half | pick-place's ceiling | turned {config.turn:+g} |",
+        f"| azimuth | gripper visible, mean of {len(TASKS)} tasks | tasks below half | ceiling | turned {config.turn:+g} |",
         "| --- | --- | --- | --- | --- |",
     ]
     for azimuth, shares in shown.items():

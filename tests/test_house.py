@@ -245,3 +245,12 @@ def test_what_the_code_imports_is_required() -> None:
     for tree in sources().values():
         third_party |= {name.split(".")[0] for name in imported(tree)} - FOLDERS - sys.stdlib_module_names
     assert {canonicalize_name(known.get(name, name)) for name in third_party} <= required
+
+
+def test_the_tables_in_the_readme_are_those_of_the_results(tmp_path):
+    """No figure is typed: what the script writes from results/ is what the page says."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
+    page = tmp_path / "README.md"
+    page.write_text((ROOT / "README.md").read_text())
+    script["main"](script["Config"](page=page))
+    assert page.read_text() == (ROOT / "README.md").read_text()
