@@ -7,6 +7,7 @@ python benchmarks/results_table.py --collect runs/robot runs/circles   # take in
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def main(config: Config) -> str:
     for run in config.collect:
         summary = json.loads((run / "summary.json").read_text())
         summary["config"]["out"] = None  # a path of the machine that it ran on
+        if "command" in summary:
+            summary["command"] = without_out(summary["command"])
         path = config.results / f"{name_of(summary)}.json"
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     parts = [robot_table(json.loads(path.read_text())) for path in sorted(config.results.glob("robot-*.json"))]
@@ -66,6 +69,15 @@ def name_of(summary: dict[str, Any]) -> str:
         return "circles"
     init = "-init" if summary["config"]["init"] else ""
     return f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}{init}"
+
+
+def without_out(command: str) -> str:
+    """The command without its --out, which changes no figure."""
+    words = shlex.split(command)
+    while "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return shlex.join(words)
 
 
 def robot_table(summary: dict[str, Any]) -> str:
