@@ -145,8 +145,8 @@ class MiniVideo(VideoBackbone):
         b, t = observed.shape[:2]
         beside = _conv(self.stem_last, observed[:, -1])  # every map sees the present, and how it came about
         if t > 1:
-            motion = observed.diff(dim=1).flip(1).flatten(1, 2)  # the latest change first
-            beside = beside + _conv(self.stem_motion, F.pad(motion, (0, 0, 0, 0, 0, 3 * (self.spec.contexts[1] - t))))
+            motion = observed.diff(dim=1).flip(1).flatten(1, 2).contiguous(memory_format=torch.channels_last)  # latest change first
+            beside = beside + F.conv2d(motion, self.stem_motion.weight[:, : motion.shape[1]], stride=STRIDE, padding=1)
         t = shown or t
         stem, future = _conv(self.stem, observed[:, -t:].flatten(0, 1)) + beside.repeat_interleave(t, 0), None
         if groups and scaled_future is None:

@@ -77,8 +77,8 @@ HEADS = {
 LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 1e-3}
 """Peak learning rates by the first word of a policy's name: PARA's chosen among 1, 1.5, 2 and 3e-3, regression's among 1 and
 3e-3, by errors on demonstrations they had not seen; ACT's has not been searched."""
-HEIGHT_BINS, HEIGHT_MARGIN_M = 32, 0.03
-"""The height bins reach this far beyond what the demonstrations rise and sink within a chunk."""
+HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
+"""The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +199,12 @@ def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) ->
 
 
 def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
-    """Height bins around how far the demonstrations go up and down within a chunk."""
-    rises = []
+    """Height bins around how far the demonstrations go up or down within a chunk."""
+    reach = HEIGHT_MARGIN_M
     for demo in demos:
         targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
-        rises.append((targets[..., 2] - demo.positions[:, None, 2]).ravel())
-    low, high = float(min(map(np.min, rises))), float(max(map(np.max, rises)))
-    return ReadoutSpec(z=Bins(low - HEIGHT_MARGIN_M, high + HEIGHT_MARGIN_M, HEIGHT_BINS), relative=True)
+        reach = max(reach, HEIGHT_MARGIN_M + float(np.abs(targets[..., 2] - demo.positions[:, None, 2]).max()))
+    return ReadoutSpec(z=Bins(-reach, reach, HEIGHT_BINS), relative=True)
 
 
 def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:

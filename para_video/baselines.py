@@ -336,7 +336,7 @@ class GlobalRegressionHead(RegressionHead):
         self.norm = nn.LayerNorm(hidden)
         inputs = hidden + CONTEXT_DIM + known + ((2 + RAY_DIM) * points if pooling == "softmax" else 0)
         self.mlp = nn.Sequential(
-            nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, self.outputs)
+            nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, self.outputs)
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -79,7 +79,7 @@ class Trunk(nn.Module):
         self.start = nn.Parameter(torch.randn(hidden) * 0.5)
         self.rays = nn.Conv2d(RAY_DIM, hidden, 1, bias=False)
         self.mixer = GlobalMixer(hidden, condition, mixing) if mixing else None
-        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, CONTEXT_DIM), nn.GELU())
+        self.context = nn.Sequential(nn.Linear(2 * TIME_DIM + condition, CONTEXT_DIM), nn.SiLU())
         self.rest = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, 1, 1) for _ in range(layers - 1))
 
     def forward(
@@ -112,9 +112,9 @@ class Trunk(nn.Module):
             x = x + self.mixer(x, condition)
         when = torch.cat([sinusoid(offset, TIME_DIM), sinusoid(query.times.to(offset), TIME_DIM)], -1)
         context = self.context(torch.cat([when.expand(b, t, -1), condition[:, None].expand(-1, t, -1)], -1))
-        x = F.gelu(x).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = F.silu(x).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         for layer in self.rest:
-            x = F.gelu(layer(x)) + x
+            x = F.silu(layer(x)) + x
         return x.unflatten(0, (b, len(used))), index, context
 
     def _splat(self, start: Tensor, size: tuple[int, int]) -> Tensor:
@@ -167,9 +167,9 @@ class ParaHead(ActionHead):
         outputs = (0 if spec.joint_volume else spec.z.count) + spec.gripper_bins + 3 * spec.rotation_bins
         self.pixel = nn.Sequential(
             nn.Linear(hidden + CONTEXT_DIM + 2, PIXEL_DIM),
-            nn.GELU(),
+            nn.SiLU(),
             nn.Linear(PIXEL_DIM, PIXEL_DIM),
-            nn.GELU(),
+            nn.SiLU(),
             nn.Linear(PIXEL_DIM, outputs),
         )
         self.to(memory_format=torch.channels_last)
@@ -196,7 +196,7 @@ class ParaHead(ActionHead):
         """
         x, index, context = self.trunk(features, Query(times, size), start, rays, condition)
         kernel = self.kernel(context).unflatten(-1, (-1, x.shape[2])) * x.shape[2] ** -0.5
-        heat = F.pixel_shuffle(torch.einsum("btkc,btchw->btkhw", kernel, x[:, index]), 2)
+        heat = F.pixel_shuffle(torch.einsum("btkc,btchw->btkhw", kernel, x.index_select(1, index)), 2)
         whole = torch.cat([x.mean((-2, -1))[:, index], context.to(x.dtype)], -1)
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
@@ -319,7 +319,7 @@ class GlobalMixer(nn.Module):
     def forward(self, maps: Tensor, condition: Tensor) -> Tensor:
         """What to add to maps (b, s, c, h, w) under conditions (b, condition)."""
         b, s, _, h, w = maps.shape
-        patches = self.patch(F.gelu(maps).flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        patches = self.patch(F.silu(maps).flatten(0, 1).contiguous(memory_format=torch.channels_last))
         rows, columns = patches.shape[-2:]
         tokens = patches.flatten(2).mT + places(rows, columns, MIX_DIM, maps.device).to(patches.dtype)
         known = self.condition(condition).to(tokens.dtype).repeat_interleave(s, 0)[:, None]
@@ -331,7 +331,7 @@ class GlobalMixer(nn.Module):
 def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int, int]) -> Tensor:
     """Maps (b, u, c, side, side) of the indices `used` (u,), laid over the whole image of size (H, W), whatever crop or
     padding the backbone made; beyond a map's border the border is repeated."""
-    maps = features.maps[:, used]
+    maps = features.maps.index_select(1, used)
     affine = features.image_to_map
     step = torch.tensor([size[1] / side, size[0] / side]).to(affine)
     same = maps.shape[-2:] == (side, side) and torch.allclose(affine[:, :2].diagonal() * step, torch.ones(2).to(affine))
