@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from para_video.optim import Muon
+
 STATE_FILE = "training.safetensors"
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ class FitConfig:
 
     Args:
         steps: optimiser steps in all. learning_rate: peak, after `warmup` steps; then a cosine to a hundredth of it.
-        backbone_learning_rate: the backbone's own peak; None for the same. weight_decay: AdamW's. clip_norm: of the gradient.
+        backbone_learning_rate: the backbone's own peak; None for the same. weight_decay: of matrices. clip_norm: of the gradient.
         ema: decay of the running average of the weights, which is what training returns (shorter at the start).
         balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
         seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
@@ -142,12 +144,12 @@ def fit(
     accelerator = accelerator or make_accelerator(config.precision)
     state_path = folder / STATE_FILE if folder else None
     policy.to(accelerator.device).train()
-    optimizer = torch.optim.AdamW(_parameter_groups(policy, config), lr=config.learning_rate, fused=True)
+    optimizers = _optimizers(policy, config)
     average = {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
-    run = _Run(config, policy, optimizer, average, LossBalance(config.balance), FitResult(0, 0.0))
+    run = _Run(config, policy, optimizers, average, LossBalance(config.balance), FitResult(0, 0.0))
     if state_path and resume and state_path.exists():
         run.load(state_path)
-    trained, optimizer = accelerator.prepare(policy, optimizer)
+    trained, *optimizers = accelerator.prepare(policy, *optimizers)
     loader = _loader(batches(config.seed, accelerator.process_index, accelerator.num_processes), run.result.steps, config)
     begun, before = time.perf_counter(), run.result.seconds
     bar = tqdm(
@@ -161,7 +163,7 @@ def fit(
     with bar:
         for step, batch in zip(range(run.result.steps, config.steps), loader, strict=False):
             torch.manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
-            losses = _step(trained, optimizer, to_device(batch, accelerator.device), run, accelerator, step)
+            losses = _step(trained, optimizers, to_device(batch, accelerator.device), run, accelerator, step)
             run.result.steps, run.result.seconds = step + 1, before + time.perf_counter() - begun
             bar.update()
             if step % 10 == 0 or step + 1 == config.steps:
@@ -179,17 +181,21 @@ def fit(
     return run.result
 
 
-def _parameter_groups(policy: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    """Weights decay, vectors (biases, norms, embeddings) do not; the backbone may have its own learning rate."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    rates = {True: config.backbone_learning_rate or config.learning_rate, False: config.learning_rate}
-    return [
-        {"params": members, "peak": rates[backbone], "weight_decay": config.weight_decay if decays else 0.0}
-        for (backbone, decays), members in sorted(groups.items())
-    ]
+def _optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
+    """Muon for matrices, which decay; AdamW for vectors (biases, norms, embeddings), which do not. The backbone may have its own
+    learning rate."""
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for backbone, rate in ((False, config.learning_rate), (True, config.backbone_learning_rate or config.learning_rate)):
+        part = [p for name, p in policy.named_parameters() if p.requires_grad and name.startswith("backbone.") == backbone]
+        for matrices in groups:
+            if members := [p for p in part if (p.ndim > 1) == matrices]:
+                groups[matrices].append({"params": members, "peak": rate})
+    found: list[torch.optim.Optimizer] = []
+    if groups[True]:
+        found.append(Muon(groups[True], lr=config.learning_rate, weight_decay=config.weight_decay))
+    if groups[False]:
+        found.append(torch.optim.AdamW(groups[False], lr=config.learning_rate, weight_decay=0.0, fused=True))
+    return found
 
 
 def _loader(dataset: Dataset, first: int, config: FitConfig) -> Iterator:
@@ -197,20 +203,21 @@ def _loader(dataset: Dataset, first: int, config: FitConfig) -> Iterator:
 
 
 def _step(
-    trained: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, run: _Run, accelerator: Accelerator, step: int
+    trained: nn.Module, optimizers: Sequence[torch.optim.Optimizer], batch: Any, run: _Run, accelerator: Accelerator, step: int
 ) -> dict[str, float]:
     """One optimiser step; returns the losses' values, averaged over processes."""
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = group["peak"] * learning_rate_factor(step, run.config)
     losses = trained(batch)
     values = accelerator.reduce(torch.stack([loss.detach().float() for loss in losses.values()]), "mean").tolist()
     named = dict(zip(losses, values, strict=True))
     if not all(map(math.isfinite, values)):
         raise FloatingPointError(f"loss is not finite at step {step}: {named}; lower the learning rate or check the inputs for NaN")
-    optimizer.zero_grad()
+    trained.zero_grad()
     accelerator.backward(run.balance.total(losses, named))
     accelerator.clip_grad_norm_(trained.parameters(), run.config.clip_norm)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     decay = min(run.config.ema, (1 + step) / (10 + step))
     with torch.no_grad():
         live = {name: value for name, value in run.policy.named_parameters() if name in run.average}
@@ -224,7 +231,7 @@ class _Run:
 
     config: FitConfig
     policy: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: dict[str, Tensor]
     balance: LossBalance
     result: FitResult
@@ -233,10 +240,15 @@ class _Run:
         """All tensors by name. The dict refers to the live ones, so that loading copies into them."""
         tensors = {f"weights/{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
-        for index, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
-            for name, value in self.optimizer.state[parameter].items():
+        for index, optimizer, parameter in self._optimised():
+            for name, value in optimizer.state[parameter].items():
                 tensors[f"optimizer/{index}/{name}"] = value
         return tensors
+
+    def _optimised(self) -> Iterator[tuple[int, torch.optim.Optimizer, nn.Parameter]]:
+        """Every trained parameter with its number and its optimizer."""
+        pairs = ((o, p) for o in self.optimizers for group in o.param_groups for p in group["params"])
+        return ((index, *pair) for index, pair in enumerate(pairs))
 
     def save(self, path: Path) -> None:
         meta = {
@@ -272,14 +284,12 @@ class _Run:
         self.balance.mean, self.balance.count = meta["balance"]
 
     def _prime_optimizer(self, saved: dict[str, Tensor]) -> None:
-        """AdamW makes a parameter's state at its first gradient: make by hand what is saved, to be filled."""
-        for index, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
-            if f"optimizer/{index}/step" in saved:
-                self.optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        """Optimizers make a parameter's state at its first gradient: make by hand what is saved, to be filled."""
+        for index, optimizer, parameter in self._optimised():
+            names = [name.rpartition("/")[2] for name in saved if name.startswith(f"optimizer/{index}/")]
+            for name in names:
+                like = torch.zeros((), device=parameter.device) if name == "step" else torch.zeros_like(parameter)
+                optimizer.state[parameter][name] = like
 
 
 def write_atomically(path: Path, content: bytes) -> None:
