@@ -70,10 +70,11 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = N
     return loss.mean() if mask is None else loss.sum() / mask.sum().clamp_min(1)
 
 
-def window_soft_argmax(logits: Tensor, window: int = 5) -> Tensor:
-    """The peak of each heatmap with sub-cell accuracy: the expectation in a window around the highest cell, in float32.
+def window_soft_argmax(logits: Tensor, window: int = 9) -> Tensor:
+    """Where the point most probably is, with sub-cell accuracy: the expectation in the window that holds most, in float32.
 
-    Unlike a soft-argmax over the whole map, two modes do not average into a point between them.
+    Unlike a soft-argmax over the whole map, two modes do not average into a point between them; unlike the highest cell, a broad
+    mode counts for all it holds, which is what an uncertain future looks like.
 
     Args:
         logits: (..., h, w). window: odd side of the window in cells; it is cut at the border.
@@ -88,19 +89,26 @@ def window_soft_argmax(logits: Tensor, window: int = 5) -> Tensor:
         raise ValueError(f"window must be odd and at least 1, got {window}")
     if bool(torch.isnan(logits).any()):
         raise ValueError("window_soft_argmax got NaN logits; the network diverged or its input was NaN")
-    h, w = logits.shape[-2:]
+    w = logits.shape[-1]
     flat = logits.float().flatten(-2)
-    peak = flat.argmax(-1)
-    row, column = peak // w, peak % w
+    probability = flat.detach().softmax(-1).view(-1, 1, *logits.shape[-2:])
+    best = F.avg_pool2d(probability, window, 1, window // 2).flatten(1).argmax(-1).view(flat.shape[:-1])
+    logits = flat.view(logits.shape)
+    # of a sharp peak many windows hold all: centre the window on what it found
+    centre = _window_mean(logits.detach(), torch.stack([best % w, best // w], -1), window)
+    return _window_mean(logits, centre.round().long(), window)
+
+
+def _window_mean(logits: Tensor, centre: Tensor, window: int) -> Tensor:
+    """The expected (column, row) under the softmax of logits (..., h, w) in the window around whole cells (..., 2)."""
+    h, w = logits.shape[-2:]
     reach = torch.arange(window, device=logits.device) - window // 2
-    rows, columns = row[..., None] + reach, column[..., None] + reach
+    columns, rows = (centre[..., None] + reach).unbind(-2)
     index = rows.clamp(0, h - 1)[..., :, None] * w + columns.clamp(0, w - 1)[..., None, :]
     on_grid = ((rows >= 0) & (rows < h))[..., :, None] & ((columns >= 0) & (columns < w))[..., None, :]
-    local = flat.gather(-1, index.flatten(-2)).unflatten(-1, (window, window))
+    local = logits.flatten(-2).gather(-1, index.flatten(-2)).unflatten(-1, (window, window))
     weight = local.masked_fill(~on_grid, -math.inf).flatten(-2).softmax(-1).unflatten(-1, (window, window))
-    x = (weight.sum(-2) * columns).sum(-1)
-    y = (weight.sum(-1) * rows).sum(-1)
-    return torch.stack([x, y], -1)
+    return torch.stack([(weight.sum(-2) * columns).sum(-1), (weight.sum(-1) * rows).sum(-1)], -1)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Readout:
         spec: what the bins mean. window: side in cells of the sub-pixel window.
     """
 
-    def __init__(self, spec: ReadoutSpec, window: int = 5) -> None:
+    def __init__(self, spec: ReadoutSpec, window: int = 9) -> None:
         self.spec, self.window = spec, window
 
     def decode(self, maps, camera: Camera, *, pixels: Tensor | None = None) -> Actions:
