@@ -196,7 +196,7 @@ class ParaHead(ActionHead):
         """
         x, index, context = self.trunk(features, Query(times, size), start, rays, condition)
         kernel = self.kernel(context).unflatten(-1, (-1, x.shape[2])) * x.shape[2] ** -0.5
-        heat = F.pixel_shuffle(torch.einsum("btkc,btchw->btkhw", kernel, x.index_select(1, index)), 2)
+        heat = F.pixel_shuffle(_product(kernel, x, index), 2)
         whole = torch.cat([x.mean((-2, -1))[:, index], context.to(x.dtype)], -1)
         volume = heat if self.spec.joint_volume else None
         heat = heat.float().logsumexp(2) if self.spec.joint_volume else heat[:, :, 0]
@@ -328,10 +328,24 @@ class GlobalMixer(nn.Module):
         return F.interpolate(back, (h, w), mode="bilinear", align_corners=False).unflatten(0, (b, s))
 
 
+def _product(kernel: Tensor, maps: Tensor, index: Tensor) -> Tensor:
+    """(b, t, k, h, w): the product of each cell of maps (b, s, c, h, w) with kernels (b, t, k, c), of which time i reads map index[i].
+
+    All kernels meet all maps: in channels_last that is one matrix product, and choosing from its few channels costs less than
+    copying maps.
+    """
+    (t, k), (s, c, h, w) = kernel.shape[1:3], maps.shape[1:]
+    cells = maps.movedim(2, -1).flatten(1, 3)
+    met = (kernel.flatten(1, 2).to(cells.dtype) @ cells.mT).view(-1, t, k, s, h, w)
+    return met.gather(3, index.view(1, t, 1, 1, 1, 1).expand(len(met), -1, k, -1, h, w))[:, :, :, 0]
+
+
 def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int, int]) -> Tensor:
     """Maps (b, u, c, side, side) of the indices `used` (u,), laid over the whole image of size (H, W), whatever crop or
     padding the backbone made; beyond a map's border the border is repeated."""
-    maps = features.maps.index_select(1, used)
+    first, count = int(used[0]), len(used)
+    together = int(used[-1]) - first + 1 == count  # a slice keeps the memory's layout, which an index does not
+    maps = features.maps[:, first : first + count] if together else features.maps.index_select(1, used)
     affine = features.image_to_map
     step = torch.tensor([size[1] / side, size[0] / side]).to(affine)
     same = maps.shape[-2:] == (side, side) and torch.allclose(affine[:, :2].diagonal() * step, torch.ones(2).to(affine))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import math
 import os
@@ -24,6 +26,8 @@ from tqdm import tqdm
 from para_video.optim import Muon
 
 STATE_FILE = "training.safetensors"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt(3)."""
 T = TypeVar("T")
 
 
@@ -141,6 +145,7 @@ def fit(
         ValueError: the state in `folder` belongs to other settings or another network, or is damaged.
         FloatingPointError: a loss is not finite.
     """
+    _keep_freed_memory()
     accelerator = accelerator or make_accelerator(config.precision)
     state_path = folder / STATE_FILE if folder else None
     policy.to(accelerator.device).train()
@@ -179,6 +184,15 @@ def fit(
                 value.copy_(average[name])
     policy.eval()
     return run.result
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc, where there is one, to keep freed blocks: each step allocates the same ones, and having them zeroed by the kernel
+    anew takes a tenth of a CPU training."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
