@@ -68,6 +68,7 @@ from para_video.video import write_video
 HEADS = {
     "para": ("para_video.heads:ParaHead", {}),
     "act": ("para_video.baselines:ActHead", {}),
+    "act-plain": ("para_video.baselines:ActHead", {}),
     "regression": ("para_video.baselines:GlobalRegressionHead", {}),
     "regression-xyz-average": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "average"}),
     "regression-xyz-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "softmax"}),
@@ -92,7 +93,8 @@ class RobotConfig:
     demo_folder: Path | None = None
     """Folder of demonstrations of your own (as para_video.demos.save_demos writes them); default: record the scripted expert."""
     policies: str = "para,regression,act"
-    """Comma-separated: para, act, regression, or regression-{xyz,uvh}-{average,softmax}."""
+    """Comma-separated: para, act (act-plain without temporal ensembling), regression (the strongest form), or
+    regression-{xyz,uvh}-{average,softmax}."""
     backbone: str = "mini"
     """Name in the catalogue, or package.module:Class; the same for every policy."""
     init: Path | None = None
@@ -253,8 +255,15 @@ def actor(name: str, policy: VideoPolicy) -> Policy:
     return TemporalEnsemble(policy, DEFAULT_SCHEDULE.executed) if name == "act" else policy
 
 
-def evaluate_policy(name: str, policy: VideoPolicy, config: RobotConfig, folder: Path, horizon: int) -> dict[str, Any]:
-    """Cells by view; each is written as soon as it is measured, and a resumed run does not measure it again."""
+def evaluate_policy(
+    name: str, policy: VideoPolicy, config: RobotConfig, folder: Path, horizon: int, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Cells by view; each is written as soon as it is measured, and a resumed run does not measure it again.
+
+    Args:
+        seeds: of the episodes; default the evaluation seeds.
+    """
+    seeds = seeds or evaluation_seeds(config.episodes)
     path = folder / "cells.json"
     cells: dict[str, Any] = json.loads(path.read_text()) if config.resume and path.is_file() else {}
     for view, offset in config.offsets.items():
@@ -262,7 +271,7 @@ def evaluate_policy(name: str, policy: VideoPolicy, config: RobotConfig, folder:
             continue
         with config.env(offset) as env:
             run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
-            cells[view] = _measured(run, evaluation_seeds(config.episodes), f"{name} {view}")
+            cells[view] = _measured(run, seeds, f"{name} {view}")
         write_atomically(path, json.dumps(cells).encode())
     return cells
 

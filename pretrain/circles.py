@@ -59,7 +59,7 @@ class CirclesConfig:
     """Train backbone and head, or the head alone on a backbone that has been trained already."""
     init: Path | None = None
     """Checkpoint folder to start from; weights of the same name and shape are taken."""
-    steps: int = 1850
+    steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 8
     """Clips per step, over all processes."""

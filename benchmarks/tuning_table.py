@@ -1,0 +1,93 @@
+"""How hard each policy was tuned: the same learning rates tried for all, on episodes that no figure is taken from.
+
+    python benchmarks/tuning_table.py
+
+trains every policy at every rate as finetune/robot.py does by default, lets it act on the tuning seeds, and writes
+results/tuning.json and the table in docs/tuning.md. Finished parts are kept in --out; run it again after a cut.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from finetune import robot
+from para_video.rollout import horizon_for
+from para_video.training import make_accelerator, write_atomically
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- table: benchmarks/tuning_table.py -->\n", "<!-- end of table -->"
+TUNING_SEED = 90_000
+"""Tuning episodes start here: above those of demonstrations, below those of the evaluation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is tried.
+
+    Args:
+        policies, learning_rates: each of the ones with each of the others. robot: everything else, as finetune/robot.py takes it.
+        out: where trainings are kept. results: the JSON file. page: the page whose table is replaced.
+    """
+
+    policies: tuple[str, ...] = (
+        "para", "regression-xyz-average", "regression-xyz-softmax", "regression-uvh-average", "regression-uvh-softmax", "act",
+    )  # fmt: skip
+    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    robot: robot.RobotConfig = field(default_factory=robot.RobotConfig)
+    out: Path = Path("runs/tuning")
+    results: Path = ROOT / "results" / "tuning.json"
+    page: Path = ROOT / "docs" / "tuning.md"
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Train and measure what is missing, then write the rows that are known."""
+    console, accelerator = Console(), make_accelerator("bf16")
+    demos = robot.demonstrations(config.robot, console).demos
+    with config.robot.env() as env:
+        horizon = horizon_for(env)
+    rows = []
+    for name in config.policies:
+        for rate in config.learning_rates:
+            tried = replace(config.robot, learning_rate=rate, resume=True)
+            folder = config.out / f"{tried.task}-{tried.demos}-{tried.steps}" / f"{name}-{rate:g}"
+            policy, cost = robot.train(name, tried, demos, folder, accelerator, console)
+            for acting in (name, "act-plain") if name == "act" else (name,):
+                cells = robot.evaluate_policy(acting, policy, tried, folder / acting, horizon, tuning_seeds(tried.episodes))
+                cells = {view: {"successes": c["successes"], "episodes": c["episodes"]} for view, c in cells.items()}
+                rows.append({"policy": acting, "learning_rate": rate, "seconds": round(cost["seconds"]), "cells": cells})
+                console.print(f"{acting} {rate:g}: " + ", ".join(f"{view} {c['successes']}" for view, c in cells.items()))
+    write(config, rows)
+    return rows
+
+
+def tuning_seeds(episodes: int) -> Sequence[int]:
+    return range(TUNING_SEED, TUNING_SEED + episodes)
+
+
+def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
+    """The JSON file and the table."""
+    settings = {name: asdict(config.robot)[name] for name in ("task", "demos", "steps", "batch_size", "episodes", "seed")}
+    write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
+    views = list(rows[0]["cells"])
+    lines = [f"| policy | learning rate | {' | '.join(views)} | training s |", "| --- | --- |" + " --- |" * (len(views) + 1)]
+    for row in rows:
+        cells = " | ".join(f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views)
+        lines.append(f"| {row['policy']} | {row['learning_rate']:g} | {cells} | {row['seconds']} |")
+    made = (
+        f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps of "
+        f"{settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."
+    )
+    head, rest = config.page.read_text().split(START)
+    text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]
+    write_atomically(config.page, text.encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
