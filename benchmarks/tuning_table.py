@@ -81,8 +81,8 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
         cells = " | ".join(f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views)
         lines.append(f"| {row['policy']} | {row['learning_rate']:g} | {cells} | {row['seconds']} |")
     made = (
-        f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps of "
-        f"{settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."
+        f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps "
+        f"of {settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."
     )
     head, rest = config.page.read_text().split(START)
     text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]

@@ -329,12 +329,12 @@ class GlobalMixer(nn.Module):
 
 
 def _product(kernel: Tensor, maps: Tensor, index: Tensor) -> Tensor:
-    """(b, t, k, h, w): the product of each cell of maps (b, s, c, h, w) with kernels (b, t, k, c), of which time i reads map index[i].
+    """(b, t, k, h, w): the product of each cell of maps (b, s, c, h, w) with kernels (b, t, k, c), where time i reads map index[i].
 
     All kernels meet all maps: in channels_last that is one matrix product, and choosing from its few channels costs less than
     copying maps.
     """
-    (t, k), (s, c, h, w) = kernel.shape[1:3], maps.shape[1:]
+    (t, k), (s, _, h, w) = kernel.shape[1:3], maps.shape[1:]
     cells = maps.movedim(2, -1).flatten(1, 3)
     met = (kernel.flatten(1, 2).to(cells.dtype) @ cells.mT).view(-1, t, k, s, h, w)
     return met.gather(3, index.view(1, t, 1, 1, 1, 1).expand(len(met), -1, k, -1, h, w))[:, :, :, 0]

@@ -42,6 +42,8 @@ class FitConfig:
         balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
         seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
         precision: "bf16" (autocast) or "no".
+        optimizer: of matrices, "muon" or "adamw". Where clips are endless Muon wants half of them for the same loss; from a few
+            demonstrations it was no better in closed loop.
     """
 
     steps: int = 1000
@@ -56,6 +58,7 @@ class FitConfig:
     save_every: int = 250
     workers: int = 0
     precision: Literal["bf16", "no"] = "bf16"
+    optimizer: Literal["muon", "adamw"] = "adamw"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.ema < 1 or not 0 <= self.balance < 1 or self.learning_rate <= 0:
@@ -196,20 +199,22 @@ def _keep_freed_memory() -> None:
 
 
 def _optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
-    """Muon for matrices, which decay; AdamW for vectors (biases, norms, embeddings), which do not. The backbone may have its own
-    learning rate."""
-    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-    for backbone, rate in ((False, config.learning_rate), (True, config.backbone_learning_rate or config.learning_rate)):
-        part = [p for name, p in policy.named_parameters() if p.requires_grad and name.startswith("backbone.") == backbone]
-        for matrices in groups:
-            if members := [p for p in part if (p.ndim > 1) == matrices]:
-                groups[matrices].append({"params": members, "peak": rate})
-    found: list[torch.optim.Optimizer] = []
-    if groups[True]:
-        found.append(Muon(groups[True], lr=config.learning_rate, weight_decay=config.weight_decay))
-    if groups[False]:
-        found.append(torch.optim.AdamW(groups[False], lr=config.learning_rate, weight_decay=0.0, fused=True))
-    return found
+    """AdamW, or Muon for matrices and AdamW for the rest. Matrices decay, vectors (biases, norms, embeddings) do not; the backbone
+    may have its own learning rate."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    rates = {True: config.backbone_learning_rate or config.learning_rate, False: config.learning_rate}
+    by_kind: dict[bool, list[dict[str, Any]]] = {}
+    for (backbone, matrices), members in sorted(groups.items()):
+        decay = config.weight_decay if matrices else 0.0
+        group = {"params": members, "peak": rates[backbone], "weight_decay": decay}
+        by_kind.setdefault(matrices and config.optimizer == "muon", []).append(group)
+    return [
+        Muon(members, lr=config.learning_rate) if muon else torch.optim.AdamW(members, lr=config.learning_rate, fused=True)
+        for muon, members in sorted(by_kind.items())
+    ]
 
 
 def _loader(dataset: Dataset, first: int, config: FitConfig) -> Iterator:

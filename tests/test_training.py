@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,13 +45,15 @@ def interrupted_at(step: int):
     return lambda seed, rank, processes: Cut(CircleVideos(seed=seed, size=32, observed=2, future=3), batch_size=2)
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, optimizer):
+    config = replace(CONFIG, optimizer=optimizer)
     whole, cut = tiny_policy(), tiny_policy()
-    fit(whole, batches, CONFIG, folder=tmp_path / "whole")
+    fit(whole, batches, config, folder=tmp_path / "whole")
     with pytest.raises(Interrupted):
-        fit(cut, interrupted_at(3), CONFIG, folder=tmp_path / "cut")
+        fit(cut, interrupted_at(3), config, folder=tmp_path / "cut")
     again = tiny_policy()
-    result = fit(again, batches, CONFIG, folder=tmp_path / "cut", resume=True)
+    result = fit(again, batches, config, folder=tmp_path / "cut", resume=True)
     assert result.steps == 4
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
