@@ -191,7 +191,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
         share = max(1, config.batch_size // processes)
         return CircleBatches(CircleVideos(seed=2 * seed, **clips), batch_size=share, rank=rank, processes=processes)
 
-    fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, workers=config.workers, optimizer="muon")
+    fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, workers=config.workers)
     result = fit(policy, batches, fit_config, folder=out, resume=config.resume, label="circles", accelerator=accelerator)
     if not accelerator.is_main_process:
         return {}
