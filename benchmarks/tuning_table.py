@@ -23,6 +23,12 @@ from para_video.training import make_accelerator, write_atomically
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- table: benchmarks/tuning_table.py -->\n", "<!-- end of table -->"
+HEADING = """# How the policies were tuned
+
+Every policy gets the same budget, the same demonstrations and the same learning rates to choose from. The episodes here are not
+those of any figure in the README. One training seed, so that differences of a few episodes mean nothing.
+
+"""
 TUNING_SEED = 90_000
 """Tuning episodes start here: above those of demonstrations, below those of the evaluation."""
 
@@ -84,7 +90,7 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
         f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps "
         f"of {settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."
     )
-    head, rest = config.page.read_text().split(START)
+    head, rest = (config.page.read_text() if config.page.exists() else HEADING + START + END).split(START)
     text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]
     write_atomically(config.page, text.encode())
 

@@ -75,11 +75,11 @@ HEADS = {
     "regression-uvh-average": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "average"}),
     "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
 }
-OPTIMISERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
+OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
 LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 3e-3}
-"""Optimiser and peak learning rate by the first word of a policy's name. PARA's: 43/50 on tuning seeds with Muon and 30/50 with AdamW
-after 1200 steps at 3e-3. Regression takes PARA's, ACT its authors' optimiser (Muon would triple its time); their rates have not been
-searched since: benchmarks/tuning_table.py is there for that."""
+"""Optimizer and peak learning rate by the first word of a policy's name. PARA's: 43/50 on tuning seeds with Muon and 30/50 with
+AdamW after 1200 steps at 3e-3. Regression takes PARA's, ACT its authors' optimizer (Muon would triple its time); their rates have
+not been searched since: benchmarks/tuning_table.py is there for that."""
 HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
 """The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
@@ -243,7 +243,7 @@ def train(
             augmentation=Augmentation(), seed=seed, rank=rank,
         )  # fmt: skip
 
-    fit_config = FitConfig(config.steps, rate, seed=config.seed, optimizer=OPTIMISERS[name.split("-")[0]])
+    fit_config = FitConfig(config.steps, rate, seed=config.seed, optimizer=OPTIMIZERS[name.split("-")[0]])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
     cost = {"steps": result.steps, "seconds": result.seconds, "learning_rate": rate}
     if accelerator.is_main_process:
