@@ -121,7 +121,8 @@ class MiniVideo(VideoBackbone):
             channels, STRIDE, span=tubelet, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
             generative=True,
         )  # fmt: skip
-        c, e, self.tubelet = width, 4 * width, tubelet
+        c, e = width, 4 * width
+        self.tubelet, self.embedding_dim = tubelet, e
         self.stem = nn.Conv2d(3, c, 6, STRIDE, 1)
         self.stem_last = nn.Conv2d(3, c, 6, STRIDE, 1)
         self.stem_motion = nn.Conv2d(3 * (max_context - 1), c, 6, STRIDE, 1, bias=False)
@@ -132,9 +133,9 @@ class MiniVideo(VideoBackbone):
         self.time = TokenBlock(4 * c, heads, 2)
         self.up2, self.up1 = UpBlock(4 * c, 2 * c, 2 * c), UpBlock(2 * c, c, channels)
         self.to_frame = nn.Conv2d(channels, 3 * tubelet * STRIDE**2, 1)
-        nn.init.zeros_(self.to_frame.weight)
-        nn.init.zeros_(self.to_frame.bias)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.to_frame.parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
 
     # ---------------------------------------------------------------- the network
 
@@ -149,10 +150,11 @@ class MiniVideo(VideoBackbone):
             beside = beside + F.conv2d(motion, self.stem_motion.weight[:, : motion.shape[1]], stride=STRIDE, padding=1)
         t = shown or t
         stem, future = _conv(self.stem, observed[:, -t:].flatten(0, 1)) + beside.repeat_interleave(t, 0), None
-        if groups and scaled_future is None:
-            future = beside + self.stem_future.bias[:, None, None]
-        elif groups:
+        if groups and scaled_future is not None:
             future = _conv(self.stem_future, scaled_future.flatten(0, 1)) + beside.repeat_interleave(groups, 0)
+        elif groups:
+            assert self.stem_future.bias is not None  # made with one
+            future = beside + self.stem_future.bias[:, None, None]
         fine = Shared(stem, future, b, groups).map(F.silu).map(self.down1)
         middle = fine.map(self.down2)
         coarse = middle.map(self.down3).map(self._through_space).frames()
@@ -168,7 +170,7 @@ class MiniVideo(VideoBackbone):
         """(b, t + groups, e) of each map's time and noise level; observed frames are clean."""
         times = self._times(t, groups, sigma.device)
         level = sigma[:, None] * (times > 0)
-        dim = self.embed[0].in_features // 2
+        dim = self.embedding_dim
         known = torch.cat([sinusoid(times, dim).expand(*level.shape, dim), sinusoid(level * 32, dim)], -1)
         return self.embed(known)
 

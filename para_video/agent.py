@@ -110,7 +110,8 @@ class VideoPolicy(nn.Module):
         horizon = max(0, math.ceil(float(times.max()))) if self.backbone.spec.predicts else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone.features(clip, horizon=horizon, since=float(times.min()))
-        return features, Query(times, tuple(clip.shape[-2:]))
+        height, width = clip.shape[-2:]
+        return features, Query(times, (height, width))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The head's losses on a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from para_video.camera import Camera
 from para_video.circles import CircleVideos
 from para_video.demos import Demo
 from para_video.readout import Targets, matrix_from_euler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -190,18 +193,25 @@ class DemoBatches(Dataset):
         return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)))
 
 
+def _given(part: T | None, name: str) -> T:
+    if part is None:
+        raise ValueError(f"the batch has no {name}, which must follow the camera; clips of demonstrations have them")
+    return part
+
+
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
     """The batch, in part mirrored and in a shifted world, seen by randomly turned and zoomed cameras in random colours; pixel
     labels follow exactly."""
     batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
     batch = shifted(batch, augmentation.shift_m * (torch.rand(len(batch.clip), 2, generator=generator) * 2 - 1))
-    camera, homography = random_camera_warp(batch.state.camera, augmentation, generator)
+    state = _given(batch.state, "robot state")
+    camera, homography = random_camera_warp(state.camera, augmentation, generator)
     b, t = batch.clip.shape[:2]
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
     clip = random_colours(clip, augmentation, generator)
-    pixels, depth = camera.project(batch.targets.positions)
+    pixels, depth = camera.project(_given(batch.targets.positions, "positions"))
     targets = replace(batch.targets, pixels=pixels, visible=depth > 0)
-    return Batch(clip, targets, replace(batch.state, camera=camera))
+    return Batch(clip, targets, replace(state, camera=camera))
 
 
 def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
@@ -210,7 +220,7 @@ def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
     normal = torch.tensor(augmentation.mirror_normal)
     across = torch.eye(3) - 2 * normal[:, None] * normal / normal.square().sum()
     own = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
-    state, targets = batch.state, batch.targets
+    state, targets = _given(batch.state, "robot state"), batch.targets
     flipped = state.camera.mirrored(batch.clip.shape[-1], across)
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
@@ -225,20 +235,21 @@ def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
     camera = Camera(
         choose(flipped.intrinsics, state.camera.intrinsics), choose(flipped.world_T_camera, state.camera.world_T_camera)
     )
-    positions = reflect(targets.positions)
+    positions = reflect(_given(targets.positions, "positions"))
+    rotations = turn(_given(targets.rotations, "rotations"))
     pixels, depth = camera.project(positions)
     return Batch(
         choose(batch.clip.flip(-1), batch.clip),
-        replace(targets, pixels=pixels, visible=depth > 0, positions=positions, rotations=turn(targets.rotations)),
+        replace(targets, pixels=pixels, visible=depth > 0, positions=positions, rotations=rotations),
         replace(state, camera=camera, position=reflect(state.position), rotation=turn(state.rotation)),
     )
 
 
 def shifted(batch: Batch, offset: Tensor) -> Batch:
     """The same clips in worlds whose x and y are larger by offset (b, 2) metres."""
-    state, offset = batch.state, F.pad(offset, (0, 1))
+    state, offset = _given(batch.state, "robot state"), F.pad(offset, (0, 1))
     pose = state.camera.world_T_camera.clone()
     pose[:, :3, 3] += offset
     camera = replace(state.camera, world_T_camera=pose)
-    targets = replace(batch.targets, positions=batch.targets.positions + offset[:, None])
+    targets = replace(batch.targets, positions=_given(batch.targets.positions, "positions") + offset[:, None])
     return replace(batch, targets=targets, state=replace(state, camera=camera, position=state.position + offset))

@@ -20,7 +20,7 @@ import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class Scene:
             return replace(shape, centre=shape.centre[:frames], angle=shape.angle[:frames], scale=shape.scale[:frames])
 
         drift = Drift(self.drift.zoom[:frames], self.drift.angle[:frames], self.drift.offset[:frames])
-        groups = {name: tuple(map(cut, getattr(self, name))) for name in ("movers", "fingers", "occluders")}
+        groups: dict[str, Any] = {name: tuple(map(cut, getattr(self, name))) for name in ("movers", "fingers", "occluders")}
         return replace(self, cargo=cut(self.cargo), palm=cut(self.palm), drift=drift, gain=self.gain[:frames], **groups)
 
 
@@ -189,8 +189,9 @@ class CircleVideos(Dataset[CircleClip]):
                 raise ValueError(f"CircleVideos: {name} is {value}; pass a value from {low} to {high}")
         self.seed, self.length, self.size, self.observed, self.future = seed, length, size, observed, future
         self.camera_drift, self.occlusion, self.clutter = camera_drift, occlusion, clutter
-        folder = backgrounds is None or isinstance(backgrounds, VideoFolder)
-        self.backgrounds = backgrounds if folder else VideoFolder(backgrounds)
+        if backgrounds is not None and not isinstance(backgrounds, VideoFolder):
+            backgrounds = VideoFolder(backgrounds)
+        self.backgrounds = backgrounds
         self._pool: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -280,7 +281,8 @@ class Motion:
 
 def fetch_duration(home: np.ndarray, pick: np.ndarray, place: np.ndarray, unit: float, tempo: float) -> tuple[float, float]:
     """Frames that the reach and the carry take: longer ways take longer, but less than in proportion (Fitts's finding)."""
-    return tuple(tempo * (8.5 + math.dist(a, b) / (5.5 * unit)) for a, b in ((home, pick), (pick, place)))
+    reach, carry = (tempo * (8.5 + math.dist(a, b) / (5.5 * unit)) for a, b in ((home, pick), (pick, place)))
+    return reach, carry
 
 
 def fetch(
@@ -314,7 +316,8 @@ def _bounce(start: np.ndarray, velocity: np.ndarray, time: np.ndarray, size: int
 
 
 def _colour(hue: float, saturation: float, value: float) -> RGB:
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+    red, green, blue = (round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+    return red, green, blue
 
 
 def _vivid(rng: np.random.Generator, hue: float) -> RGB:
@@ -691,8 +694,9 @@ def paint(canvas: np.ndarray, shape: Shape, drift: Drift, softness: float = 1.0)
     if x.min() >= width or y.min() >= height or x.max() < 0 or y.max() < 0:
         return
     distance = _distance_at(shape, drift, x, y)
-    layers = []
+    layers: list[tuple[RGB, np.ndarray]] = []
     if shape.rim is None:
+        assert shape.fill is not None  # a shape without a rim is all fill
         layers.append((shape.fill, _coverage(distance, softness)))
     else:
         inner = distance + (shape.rim_width * shape.scale * drift.zoom).astype(np.float32)[:, None, None]
@@ -772,7 +776,7 @@ def _expose(canvas: np.ndarray, scene: Scene) -> np.ndarray:
 def visibility(scene: Scene, size: int) -> np.ndarray:
     """(t,) bool: the palm's centre is inside the image and its drawn part is not mostly covered (`OCCLUDED_FRACTION`)."""
     centre = scene.drift.apply(scene.palm.centre)
-    seen = ((centre >= -0.5) & (centre <= size - 0.5)).all(-1)
+    seen = np.all((centre >= -0.5) & (centre <= size - 0.5), axis=-1)
     if not scene.occluders:
         return seen
     x, y = _patch(scene.palm, scene.drift)

@@ -172,7 +172,7 @@ class ParaHead(ActionHead):
             nn.SiLU(),
             nn.Linear(PIXEL_DIM, outputs),
         )
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
 
     def forward(
         self,
@@ -204,7 +204,8 @@ class ParaHead(ActionHead):
 
     def read(self, maps: ActionMaps, pixels: Tensor) -> PixelLogits:
         """See `ActionMaps.read`."""
-        cells = pixels_to_cells(pixels, maps.embedding.shape[-2:], maps.size)
+        h, w = maps.embedding.shape[-2:]
+        cells = pixels_to_cells(pixels, (h, w), maps.size)
         with torch.autocast(cells.device.type, enabled=False):
             picked = self.norm(_at_cells(maps.embedding, maps.index, cells))
             moved = torch.zeros_like(pixels) if maps.start is None else (pixels - maps.start[:, None]) / REACH_PX
@@ -271,6 +272,8 @@ class ParaHead(ActionHead):
             return {"heat": masked_cross_entropy(heat, goal, targets.labelled)}
         known = _both(targets.visible & inside(targets.pixels, maps.size), targets.labelled)
         placed = _both(known, targets.position_mask)
+        if camera is None:
+            raise ValueError("the targets have positions, but there is no camera to see them by; pass one or leave positions out")
         z = spec.z_of(targets.positions, camera)
         goal_z = spec.z.targets(z if maps.origin is None else z - maps.origin[:, None])
         pixels = torch.where(known[..., None], targets.pixels, torch.zeros_like(targets.pixels))

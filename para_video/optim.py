@@ -64,6 +64,7 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, parameter: Tensor, decay: float) -> Tensor:
         """The parameter's gradient mixed with its running mean, which is updated."""
+        assert parameter.grad is not None  # `step` leaves out those without
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)

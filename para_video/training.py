@@ -6,12 +6,14 @@ import contextlib
 import ctypes
 import json
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -92,21 +94,21 @@ class LossBalance:
     def total(self, losses: dict[str, Tensor], magnitudes: dict[str, float]) -> Tensor:
         """The sum of balanced losses; magnitudes are the losses' values (averaged over processes)."""
         if not self.decay:
-            return sum(losses.values())
+            return reduce(operator.add, losses.values())
         parts = []
         for name, loss in losses.items():
             self.mean[name] = self.decay * self.mean.get(name, 0.0) + (1 - self.decay) * abs(magnitudes[name])
             self.count[name] = self.count.get(name, 0) + 1
             running = self.mean[name] / (1 - self.decay ** self.count[name])
             parts.append(loss / max(running, self.floor))
-        return sum(parts)
+        return reduce(operator.add, parts)
 
 
 def to_device(value: T, device: torch.device) -> T:
     """A (nested, frozen) dataclass with every tensor moved to a device."""
     if isinstance(value, Tensor):
-        return value.to(device)
-    if is_dataclass(value):
+        return cast(T, value.to(device))
+    if is_dataclass(value) and not isinstance(value, type):  # of classes it is true too
         return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
     return value
 

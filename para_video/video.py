@@ -52,7 +52,7 @@ def read_video(path: str | Path, indices: Sequence[int] | None = None, *, decode
     if indices is not None and len(indices) == 0:
         raise ValueError(f"read_video: no indices for {path}; pass None for all frames")
     path = _existing(path)
-    read = {"decord": _read_decord, "pyav": _read_pyav}.get(_choose(decoder))
+    read = {"decord": _read_decord, "pyav": _read_pyav}[_choose(decoder)]
     return read(path, None if indices is None else [int(i) for i in indices])
 
 
@@ -93,7 +93,7 @@ def list_videos(folder: str | Path) -> list[Path]:
     if not root.is_dir():
         raise VideoError(f"{root} is not a folder; pass a folder that holds video files")
     inside = root.resolve()
-    found = []
+    found: list[Path] = []
     for where, _, names in os.walk(root, followlinks=False):
         paths = (Path(where, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
         found.extend(path for path in paths if path.is_file() and path.resolve().is_relative_to(inside))

@@ -129,7 +129,7 @@ class MetaWorldEnv:
             warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
             self._env = _observable(ALL_V3_ENVIRONMENTS[task])
         self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
-        self._expert = ENV_POLICY_MAP[task]()
+        self._expert = ENV_POLICY_MAP[task]()  # type: ignore[abstract]  # its entries are concrete; their inferred join is not
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
 
