@@ -30,8 +30,8 @@ lint: venv  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: venv  ## each script in benchmarks/, in turn
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: venv  ## speed, as ratios
+	$(BIN)/python benchmarks/speed.py
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache runs build *.egg-info

@@ -14,10 +14,15 @@ from typing import Any
 
 import tyro
 
+from finetune.robot import RobotConfig
+from para_video.runs import plain_settings
 from para_video.training import write_atomically
+from pretrain.circles import CirclesConfig
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- results: benchmarks/results_table.py -->\n", "<!-- end of results -->"
+UNNAMED = ("task", "demos", "out", "resume", "policies", "workers")
+"""Options that are in a result's name already, or change no figure in it."""
 ROWS = {
     "para": "**PARA**",
     "regression": "global regression (XYZ, spatial softmax)",
@@ -64,20 +69,25 @@ def main(config: Config) -> str:
 
 
 def name_of(summary: dict[str, Any]) -> str:
-    """circles, or robot-TASK-DEMOS with what else was not default."""
-    if "oracle" not in summary:
-        return "circles"
-    init = "-init" if summary["config"]["init"] else ""
-    return f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}{init}"
+    """circles, or robot-TASK-DEMOS, with every option that was not default and changes a figure."""
+    circles = "oracle" not in summary
+    name = "circles" if circles else f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}"
+    for option, default in plain_settings(CirclesConfig() if circles else RobotConfig()).items():
+        value = summary["config"].get(option, default)
+        if option not in UNNAMED and value != default:
+            name += f"-{option}" if option == "init" else f"-{option}-{value}".replace("/", "-")
+    return name
 
 
 def without_out(command: str) -> str:
-    """The command without its --out, which changes no figure."""
-    words = shlex.split(command)
-    while "--out" in words:
-        at = words.index("--out")
-        del words[at : at + 2]
-    return shlex.join(words)
+    """The command without its --out and --resume, which change no figure."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif word != "--resume" and not word.startswith("--out="):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def robot_table(summary: dict[str, Any]) -> str:

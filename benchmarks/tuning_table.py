@@ -19,6 +19,7 @@ from rich.console import Console
 
 from finetune import robot
 from para_video.rollout import horizon_for
+from para_video.runs import same_settings
 from para_video.training import make_accelerator, write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ class Config:
     policies: tuple[str, ...] = (
         "para", "regression-xyz-average", "regression-xyz-softmax", "regression-uvh-average", "regression-uvh-softmax", "act",
     )  # fmt: skip
-    learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
     robot: robot.RobotConfig = field(default_factory=robot.RobotConfig)
     out: Path = Path("runs/tuning")
     results: Path = ROOT / "results" / "tuning.json"
@@ -55,6 +56,7 @@ class Config:
 def main(config: Config) -> list[dict[str, Any]]:
     """Train and measure what is missing, then write the rows that are known."""
     console, accelerator = Console(), make_accelerator("bf16")
+    same_settings(config.out, config.robot, free=("out", "resume", "policies", "episodes"), accelerator=accelerator)
     demos = robot.demonstrations(config.robot, console).demos
     with config.robot.env() as env:
         horizon = horizon_for(env)
@@ -62,7 +64,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for name in config.policies:
         for rate in config.learning_rates:
             tried = replace(config.robot, learning_rate=rate, resume=True)
-            folder = config.out / f"{tried.task}-{tried.demos}-{tried.steps}" / f"{name}-{rate:g}"
+            folder = config.out / f"{name}-{rate:g}"
             policy, cost = robot.train(name, tried, demos, folder, accelerator, console)
             for acting in (name, "act-plain") if name == "act" else (name,):
                 cells = robot.evaluate_policy(acting, policy, tried, folder / acting, horizon, tuning_seeds(tried.episodes))

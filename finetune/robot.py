@@ -11,6 +11,7 @@ re-plans) and a blind replay of a demonstration.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -34,7 +35,7 @@ from para_video.agent import VideoPolicy
 from para_video.baselines import ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
 from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
-from para_video.demos import Demo, DemoSet, Plan, cached_demos, load_demos, select_demos
+from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cached_demos, load_demos, select_demos
 from para_video.figures import (
     draw_points,
     label,
@@ -60,7 +61,7 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import output_folder, plain_settings
+from para_video.runs import output_folder, per_process, plain_settings, same_settings
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
@@ -130,7 +131,8 @@ class RobotConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/robot, runs/robot-2, ..."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out: finished trainings and cells are kept."""
+    """Go on with an interrupted run in --out, with the same options: finished trainings and cells are kept. Policies, azimuths and
+    episodes may change."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.policy_names if name not in HEADS]
@@ -138,6 +140,14 @@ class RobotConfig:
             raise ValueError(f"unknown policies {unknown}; choose from {sorted(HEADS)}")
         if self.demos < 1 or self.episodes < 1:
             raise ValueError(f"demos and episodes must be at least 1, got {self.demos} and {self.episodes}")
+        if len(set(self.policy_names)) < len(self.policy_names):
+            raise ValueError(f"policies names one twice: {self.policies!r}")
+        if min(self.steps, self.batch_size) < 1 or self.seed < 0:
+            raise ValueError(
+                f"steps and batch_size must be at least 1, seed not negative; got {self.steps}, {self.batch_size} and {self.seed}"
+            )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}; leave it out for each policy's default")
         self.offsets  # noqa: B018 - to parse them at once
 
     @property
@@ -151,6 +161,8 @@ class RobotConfig:
             numbers = [float(part) for part in self.azimuths.split(",")]
         except ValueError as error:
             raise ValueError(f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r}") from error
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r}")
         return {"same" if number == 0 else f"azimuth{number:+g}": number for number in numbers}
 
     def env(self, offset: float = 0.0) -> MetaWorldEnv:
@@ -166,7 +178,7 @@ class RobotConfig:
 def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     """The demonstrations to train on, recorded (or read from the cache) or loaded."""
     if config.demo_folder is not None:
-        return select_demos(load_demos(config.demo_folder), config.demos)
+        return checked(select_demos(load_demos(config.demo_folder), config.demos), config)
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
         found = cached_demos(
             env,
@@ -177,6 +189,26 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     if found.discarded:
         console.print(f"the expert failed on seeds {list(found.discarded)}: discarded")
     return found
+
+
+def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
+    """Demonstrations of a user's own, as they came.
+
+    Raises:
+        ValueError: they show another task or size than is evaluated, or an episode that policies are evaluated on.
+    """
+    for demo in demos.demos:
+        size = demo.frames.shape[1:3]
+        if demo.task != config.task or size != (config.size, config.size):
+            raise ValueError(
+                f"{config.demo_folder}: a demonstration shows {demo.task!r} at {size} px, the evaluation is of {config.task!r} at "
+                f"{(config.size, config.size)} px; pass its --task and --size"
+            )
+        if demo.seed >= EVALUATION_SEED:
+            raise ValueError(
+                f"{config.demo_folder}: seed {demo.seed} is one of the evaluation's, from {EVALUATION_SEED} on; record others"
+            )
+    return demos
 
 
 def bounds(config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec) -> tuple[dict[str, Any], int]:
@@ -234,18 +266,19 @@ def train(
     policy = spec.build(trusted=trusted, frozen=config.train == "heads")
     if config.init is not None:
         console.print(f"{name} starts from {config.init}: {{}} of {{}} tensors".format(*initialise(policy, config.init)))
-    rate = config.learning_rate or LEARNING_RATES[name.split("-")[0]]
+    kind = name.split("-")[0]
+    rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
 
     def batches(seed: int, rank: int, processes: int) -> DemoBatches:
-        share, schedule = max(1, config.batch_size // processes), spec.schedule
+        share, schedule = per_process(config.batch_size, processes), spec.schedule
         return DemoBatches(
             demos, batch_size=share, chunk=schedule.chunk, stride=schedule.frame_stride, context=config.context,
             augmentation=Augmentation(), seed=seed, rank=rank,
         )  # fmt: skip
 
-    fit_config = FitConfig(config.steps, rate, seed=config.seed, optimizer=OPTIMIZERS[name.split("-")[0]])
+    fit_config = FitConfig(config.steps, rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
-    cost = {"steps": result.steps, "seconds": result.seconds, "learning_rate": rate}
+    cost = {"steps": result.steps, "seconds": result.seconds, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}
     if accelerator.is_main_process:
         save_policy(policy, spec, folder, {"made_by": "finetune/robot.py", "task": config.task, "demos": config.demos, **cost})
         write_atomically(notes, json.dumps(cost).encode())
@@ -275,7 +308,7 @@ def evaluate_policy(
             run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
             cells[view] = _measured(run, seeds, f"{name} {view}")
         write_atomically(path, json.dumps(cells).encode())
-    return cells
+    return {view: cells[view] for view in config.offsets}
 
 
 # -------------------------------------------------------------------- pictures
@@ -403,6 +436,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
     begun, console = time.perf_counter(), Console()
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
+    same_settings(out, config, free=("out", "resume", "policies", "azimuths", "episodes"), accelerator=accelerator)
     with accelerator.main_process_first():
         demos = demonstrations(config, console).demos
     trained, policies = {}, {}

@@ -128,15 +128,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def initialise(policy: VideoPolicy, folder: Path) -> tuple[int, int]:
-    """Copy every weight of a checkpoint that has the same name and shape in the policy.
+    """Copy every weight of a checkpoint that has the same name and shape in the policy. Buffers stay: statistics of demonstrations
+    belong to the policy's own.
 
     Returns:
-        how many of the policy's tensors were taken, and how many it has.
+        how many of the policy's weights were taken, and how many it has.
 
     Raises:
         ValueError: none fits.
     """
-    weights, own = read_weights(folder), policy.state_dict()
+    weights, own = read_weights(folder), dict(policy.named_parameters())
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not fitting:
         raise ValueError(f"nothing in {folder} fits this policy: another backbone, or other widths; pass the same --backbone")

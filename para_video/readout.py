@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from para_video.camera import Camera
-from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, window_soft_argmax
+from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, pixels_to_cells, window_soft_argmax
 from para_video.policy import Actions
 
 Lift = Literal["height", "depth"]
@@ -158,8 +158,8 @@ class Readout:
                 at the peak (teacher forcing).
 
         Returns:
-            Actions. Their log-probability is that of the chosen cell, z bin, gripper bin and rotation bins; the entropy is
-            that of the heatmap (with its "not visible" class) plus that of each softmax at the pixel.
+            Actions. Their log-probability is that of the decoded (or given) pixel's cell, of the z bin, gripper bin and rotation
+            bins; the entropy is that of the heatmap (with its "not visible" class) plus that of each softmax at the pixel.
 
         Raises:
             ValueError: NaN in the maps, or a camera none of whose rays meets the lift's planes.
@@ -178,7 +178,10 @@ class Readout:
             z = z + maps.origin[:, None]
         log_heat = torch.cat([heat.flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
         log_z, log_gripper = read.z.float().log_softmax(-1), read.gripper.float().log_softmax(-1)
-        log_probability = log_heat[..., :-1].amax(-1) + log_z.amax(-1) + log_gripper.amax(-1)
+        h, w = grid
+        column, row = pixels_to_cells(pixels, grid, maps.size).round().long().unbind(-1)
+        cell = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
+        log_probability = log_heat.gather(-1, cell[..., None])[..., 0] + log_z.amax(-1) + log_gripper.amax(-1)
         entropy = _entropy(log_heat) + _entropy(log_z) + _entropy(log_gripper)
         rotations = None
         if read.rotation is not None:

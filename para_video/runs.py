@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from para_video.training import write_atomically
+
 RUNS = Path("runs")
+SETTINGS_FILE = "settings.json"
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
@@ -45,3 +50,40 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
 def plain_settings(config: Any) -> dict[str, Any]:
     """A script's config dataclass as JSON values."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerator: Accelerator) -> None:
+    """Keep a run's settings in its folder, and refuse to go on there with others: what is finished would pass for theirs.
+
+    Args:
+        free: names of options that a resumed run may change, since nothing that is kept depends on them.
+
+    Raises:
+        ValueError: another option differs from what the run began with, or the file is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    now = {name: value for name, value in plain_settings(config).items() if name not in free}
+    now["processes"] = accelerator.num_processes
+    now = json.loads(json.dumps(now))
+    if path.is_file():
+        try:
+            before = dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
+        differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if differ:
+            raise ValueError(f"{folder} holds a run with other settings ({', '.join(differ)}): use the same ones or another --out")
+    elif accelerator.is_main_process:
+        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
+    accelerator.wait_for_everyone()
+
+
+def per_process(batch_size: int, processes: int) -> int:
+    """Clips of each process, for a batch over all of them.
+
+    Raises:
+        ValueError: they cannot be shared out evenly.
+    """
+    if batch_size < 1 or batch_size % processes:
+        raise ValueError(f"batch_size {batch_size} must be positive and a multiple of the {processes} processes")
+    return batch_size // processes

@@ -39,7 +39,7 @@ from para_video.figures import (
 )
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
-from para_video.runs import output_folder, plain_settings
+from para_video.runs import output_folder, per_process, plain_settings, same_settings
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -80,7 +80,16 @@ class CirclesConfig:
     seed: int = 0
     """Of weights, training clips and held-out clips."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out."""
+    """Go on with an interrupted run in --out, with the same options."""
+
+    def __post_init__(self) -> None:
+        if self.observed < 2 or min(self.future, self.held_out, self.steps, self.batch_size) < 1:
+            raise ValueError(
+                "observed must be at least 2 (two frames have a velocity); future, held_out, steps and batch_size at least 1; "
+                f"got {self.observed}, {self.future}, {self.held_out}, {self.steps} and {self.batch_size}"
+            )
+        if self.learning_rate <= 0 or self.seed < 0:
+            raise ValueError(f"learning_rate must be positive and seed not negative, got {self.learning_rate} and {self.seed}")
 
 
 def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> dict[str, Tensor]:
@@ -105,8 +114,8 @@ def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> d
 
 @torch.no_grad()
 def find_circles(policy: VideoPolicy, clip: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,), ascending, for clips (b, n, 3, H, W); the past and
-    what follows it are asked for apart, as in training."""
+    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,), ascending, for clips (b, n, 3, H, W); the past is
+    asked for apart, as most training batches ask for the present and the future alone."""
     device, found = next(policy.parameters()).device, []
     with torch.autocast(device.type, torch.bfloat16):
         for asked in (times[times < 0], times[times >= 0]):
@@ -175,6 +184,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     begun, console = time.perf_counter(), Console()
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "circles", resume=config.resume, accelerator=accelerator)
+    same_settings(out, config, free=("out", "resume", "held_out", "workers"), accelerator=accelerator)
     spec = PolicySpec(
         backbone=import_string(config.backbone),
         head="para_video.heads:ParaHead",
@@ -188,7 +198,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
 
     def batches(seed: int, rank: int, processes: int) -> CircleBatches:
-        share = max(1, config.batch_size // processes)
+        share = per_process(config.batch_size, processes)
         return CircleBatches(CircleVideos(seed=2 * seed, **clips), batch_size=share, rank=rank, processes=processes)
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, workers=config.workers)

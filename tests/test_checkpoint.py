@@ -40,6 +40,16 @@ def test_initialise_takes_what_fits_and_says_how_much(tmp_path):
     assert torch.equal(other.backbone.stem.weight, source.backbone.stem.weight)
 
 
+def test_initialise_leaves_buffers(tmp_path):
+    source, other = spec().build(), spec().build()
+    for policy, value in ((source, 1.0), (other, 2.0)):
+        policy.register_buffer("statistics", torch.tensor(value))
+    save_policy(source, spec(), tmp_path)
+    initialise(other, tmp_path)
+    assert float(other.statistics) == 2.0
+    assert torch.equal(other.backbone.stem.weight, source.backbone.stem.weight)
+
+
 def test_initialise_refuses_a_checkpoint_of_another_shape(tmp_path):
     save_policy(spec().build(), spec(), tmp_path)
     policy = spec().build()

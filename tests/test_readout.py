@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from para_video.camera import Camera, orbit
-from para_video.heatmap import Bins, gaussian_targets
+from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets
 from para_video.readout import (
     PixelLogits,
     Readout,
@@ -271,6 +271,21 @@ def test_log_probability_and_entropy_by_brute_force() -> None:
     assert float(actions.log_probability[0, 0]) == pytest.approx(math.log(probability), abs=1e-5)
     assert float(actions.entropy[0, 0]) == pytest.approx(entropy, abs=1e-5)
     assert float(actions.visible[0, 0]) == pytest.approx(1 - float(cells[-1]), abs=1e-6)
+
+
+def test_log_probability_is_that_of_the_decoded_or_given_pixel() -> None:
+    """A broad mode is decoded although a lone cell elsewhere is higher: the answer's probability is not that cell's."""
+    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    heat = -((rows - 20.0) ** 2 + (columns - 8.0) ** 2) / 18
+    heat[8, 24] = 2.0
+    pixel = PixelLogits(torch.eye(32)[None, :1] * 200, torch.tensor([[[200.0, 0.0]]]), None)
+    maps = GivenMaps(heat[None, None], torch.full((1, 1), -100.0), pixel)
+    log_heat = heat.flatten().log_softmax(0).view(GRID, GRID)
+    found = Readout(HEIGHT).decode(maps, camera())
+    assert float(found.log_probability) == pytest.approx(float(log_heat[20, 8]), abs=1e-4)
+    spike = cells_to_pixels(torch.tensor([[[24.0, 8.0]]]), (GRID, GRID), maps.size)
+    told = Readout(HEIGHT).decode(maps, camera(), pixels=spike)
+    assert float(told.log_probability) == pytest.approx(float(log_heat[8, 24]), abs=1e-4)
 
 
 def test_certain_maps_have_no_entropy_and_flat_ones_the_most() -> None:

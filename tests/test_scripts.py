@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from nbclient import NotebookClient
 
 from finetune import robot
+from para_video.camera import Camera
 from para_video.checkpoint import load_policy
+from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
 from pretrain import circles
 
 ROOT = Path(__file__).parent.parent
@@ -85,14 +90,14 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
     monkeypatch.setattr(robot, "draw", lambda *_: None)
     again = robot.main(robot.RobotConfig(**{**vars(config), "resume": True}))
     assert again["policies"] == summary["policies"]
+    with pytest.raises(ValueError, match="other settings.*demos was 2 and is 3"):
+        robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "demos": 3}))
+    fewer = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18"}))
+    assert list(fewer["policies"]["act"]["cells"]) == ["azimuth+18"]
 
 
 def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
-    import torch
-
-    from para_video.demos import Plan, record_demos
-
     config = robot.RobotConfig(task="reach-v3", size=64)
     with config.env() as env:
         demos = record_demos(env, Plan(1)).demos
@@ -109,11 +114,40 @@ def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
         ({"policies": "para,pra"}, "unknown policies.*pra.*choose from"),
         ({"azimuths": "0;18"}, "azimuths must be numbers"),
         ({"demos": 0}, "at least 1"),
+        ({"azimuths": "nan"}, "azimuths must be numbers"),
+        ({"policies": "para,act,para"}, "names one twice"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"seed": -1}, "seed not negative"),
     ],
 )
 def test_robot_names_what_is_wrong_with_its_options(options, message):
     with pytest.raises(ValueError, match=message):
         robot.RobotConfig(**options)
+
+
+@pytest.mark.parametrize("options", [{"observed": 1}, {"held_out": 0}, {"steps": 0}, {"learning_rate": 0.0}, {"seed": -1}])
+def test_circles_names_what_is_wrong_with_its_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        circles.CirclesConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "push-v3"}, "shows 'push-v3'.*evaluation is of 'reach-v3'"),
+        ({"frames": np.zeros((2, 32, 32, 3), np.uint8)}, r"\(32, 32\) px.*\(64, 64\) px"),
+        ({"seed": EVALUATION_SEED}, f"seed {EVALUATION_SEED} is one of the evaluation's"),
+    ],
+)
+def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change, message):
+    camera = Camera.from_fov(45.0, (64, 64), torch.eye(4))
+    still = (np.zeros((2, 3), np.float32), np.tile(np.eye(3, dtype=np.float32), (2, 1, 1)), *np.zeros((2, 2), np.float32))
+    demo = Demo(np.zeros((2, 64, 64, 3), np.uint8), *still, camera, "reach-v3", 0)
+    config = robot.RobotConfig(task="reach-v3", size=64)
+    assert robot.checked(DemoSet((demo,)), config).demos == (demo,)
+    with pytest.raises(ValueError, match=message):
+        robot.checked(DemoSet((replace(demo, **change),)), config)
 
 
 def test_azimuths_name_their_cells():
