@@ -96,7 +96,7 @@ class RobotConfig:
     demo_folder: Path | None = None
     """Folder of demonstrations of your own (as para_video.demos.save_demos writes them); default: record the scripted expert."""
     policies: str = "para,regression,act"
-    """Comma-separated: para, act (act-plain without temporal ensembling), regression (the strongest form), or
+    """Comma-separated: para, act (act-plain without temporal ensembling), regression (its form xyz-softmax), or
     regression-{xyz,uvh}-{average,softmax}."""
     backbone: str = "mini"
     """Name in the catalogue, or package.module:Class; the same for every policy."""
@@ -385,7 +385,7 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
             write_video(out / "side_by_side.mp4", side_by_side(*clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
             media.append((f"PARA and {other}", told, out / "side_by_side.mp4"))
-    intro = f"{config.task} from {config.demos} demonstrations. All policies share backbone, initial weights, inputs and budget."
+    intro = f"{config.task} from {config.demos} demonstrations. All policies share the backbone's initial weights, inputs and steps."
     write_report(out / "report.html", summary, media, title=f"para_video: {config.task}", intro=intro)
 
 

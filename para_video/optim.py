@@ -1,4 +1,5 @@
-"""Muon: matrices learn by orthogonalised momentum. On two cores and minutes of training, half the clips for the same loss."""
+"""Muon: matrices learn by orthogonalised momentum. On circles, 600 steps of it come within 0.02 nats of what 1000
+of AdamW reach, and each takes a fifth longer on two cores."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class FitConfig:
         balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
         seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
         precision: "bf16" (autocast) or "no".
-        optimizer: of matrices, "muon" or "adamw". On circles Muon wants half as many clips for the same loss.
+        optimizer: of matrices, "muon" or "adamw". See `para_video.optim` for what Muon gains.
     """
 
     steps: int = 1000
@@ -192,7 +192,7 @@ def fit(
 
 def _keep_freed_memory() -> None:
     """Ask glibc, where there is one, to keep freed blocks: each step allocates the same ones, and having them zeroed by the kernel
-    anew takes a tenth of a CPU training."""
+    anew takes up to a tenth of a CPU training."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
