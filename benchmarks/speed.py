@@ -23,7 +23,7 @@ from para_video.checkpoint import PolicySpec
 from para_video.heatmap import Bins
 from para_video.policy import Observation, View
 from para_video.readout import ReadoutSpec, Targets
-from para_video.training import LossBalance, make_accelerator
+from para_video.training import FitConfig, LossBalance, make_accelerator, make_optimizers
 
 DECISION_MS, STEP_S = 30.0, 0.25
 """What is promised: a decision within 30 ms (median) at 128 px, a training step of batch 8 within 0.25 s."""
@@ -60,13 +60,14 @@ def timed(run: Callable[[], object], repeats: int) -> list[float]:
 def training_step(policy: VideoPolicy, batch: Batch) -> Callable[[], None]:
     """One whole optimiser step, as training does it."""
     accelerator, balance = make_accelerator("bf16"), LossBalance(0.98)
-    model, optimizer = accelerator.prepare(policy, torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=True))
+    model, *optimizers = accelerator.prepare(policy, *make_optimizers(policy, FitConfig()))
 
     def step() -> None:
         losses = model(batch)
-        optimizer.zero_grad()
+        model.zero_grad()
         accelerator.backward(balance.total(losses, {name: float(loss.detach()) for name, loss in losses.items()}))
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     return step
 

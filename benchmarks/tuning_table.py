@@ -65,11 +65,11 @@ def main(config: Config) -> list[dict[str, Any]]:
         for rate in config.learning_rates:
             tried = replace(config.robot, learning_rate=rate, resume=True)
             folder = config.out / f"{name}-{rate:g}"
-            policy, cost = robot.train(name, tried, demos, folder, accelerator, console)
+            policy, _ = robot.train(name, tried, demos, folder, accelerator, console)
             for acting in (name, "act-plain") if name == "act" else (name,):
                 cells = robot.evaluate_policy(acting, policy, tried, folder / acting, horizon, tuning_seeds(tried.episodes))
                 cells = {view: {"successes": c["successes"], "episodes": c["episodes"]} for view, c in cells.items()}
-                rows.append({"policy": acting, "learning_rate": rate, "seconds": round(cost["seconds"]), "cells": cells})
+                rows.append({"policy": acting, "learning_rate": rate, "cells": cells})
                 console.print(f"{acting} {rate:g}: " + ", ".join(f"{view} {c['successes']}" for view, c in cells.items()))
     write(config, rows)
     return rows
@@ -84,10 +84,10 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
     settings = {name: asdict(config.robot)[name] for name in ("task", "demos", "steps", "batch_size", "episodes", "seed")}
     write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
     views = list(rows[0]["cells"])
-    lines = [f"| policy | learning rate | {' | '.join(views)} | training s |", "| --- | --- |" + " --- |" * (len(views) + 1)]
+    lines = [f"| policy | learning rate | {' | '.join(views)} |", "| --- | --- |" + " --- |" * len(views)]
     for row in rows:
         cells = " | ".join(f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views)
-        lines.append(f"| {row['policy']} | {row['learning_rate']:g} | {cells} | {row['seconds']} |")
+        lines.append(f"| {row['policy']} | {row['learning_rate']:g} | {cells} |")
     made = (
         f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps "
         f"of {settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."

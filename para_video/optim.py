@@ -14,11 +14,16 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 values of one for speed."""
 
 
+SMALL = 2**21
+"""Multiplications of a product below which bf16 costs a CPU more than it saves."""
+
+
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(n, p, q) matrices with their singular values drawn near one (0.7 to 1.2), in bf16."""
+    """(n, p, q) matrices with their singular values drawn near one (0.7 to 1.2), in bf16 but for small ones."""
     a, b, c = NEWTON_SCHULZ
+    short, long = sorted(matrices.shape[-2:])
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).bfloat16()
+    x = (matrices.mT if tall else matrices).to(torch.float32 if short * short * long < SMALL else torch.bfloat16)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT

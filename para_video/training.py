@@ -153,7 +153,7 @@ def fit(
     accelerator = accelerator or make_accelerator(config.precision)
     state_path = folder / STATE_FILE if folder else None
     policy.to(accelerator.device).train()
-    optimizers = _optimizers(policy, config)
+    optimizers = make_optimizers(policy, config)
     average = {name: value.detach().clone() for name, value in policy.named_parameters() if value.requires_grad}
     run = _Run(config, policy, optimizers, average, LossBalance(config.balance), FitResult(0, 0.0))
     if state_path and resume and state_path.exists():
@@ -199,7 +199,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
-def _optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Optimizer]:
     """AdamW, or Muon for matrices and AdamW for the rest. Matrices decay, vectors (biases, norms, embeddings) do not; the backbone
     may have its own learning rate."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
