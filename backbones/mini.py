@@ -3,8 +3,10 @@
 A spatio-temporal U-Net over pixels: convolutions work inside frames, attention at the coarsest scale mixes space and time. It is
 trained by flow matching (Lipman et al. 2023) to denoise future frames given observed ones. With signal z, noise n and level
 sigma in [0, 1] a future frame is x = (1 - sigma) z + sigma n. The network sees (1 - sigma) x, so that at sigma = 1 nothing of the
-future reaches it and its features are deterministic: that is the level at which features are read. Its output F gives the
-velocity v = x - (last observed frame + F), so F at sigma = 1 is the expected change of the frame.
+future reaches it and its features are deterministic: that is the level at which features are read. Its output is the signal's
+expected change from the last observed frame; the flow's velocity follows from it as v = (x - expected z) / sigma. What rests is
+then no work, and the narrow last layer never has to carry noise (Li and He 2025, "Back to basics: let denoising generative models
+denoise").
 
 Observed frames have a map each. Future frames share one by `tubelet`, as in the causal autoencoders of large video models: the
 frames of a group are stacked as channels where they enter and where they leave.
@@ -26,6 +28,8 @@ from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, sinus
 from para_video.layers import TokenBlock, places
 
 STRIDE = 4
+LEAST_LEVEL = 0.2
+"""Errors at lower noise levels count as at this one."""
 
 
 class ChannelNorm(nn.Module):
@@ -216,45 +220,79 @@ class MiniVideo(VideoBackbone):
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through once at sigma = 1, where features are read and the loss teaches the
         expected future, and once at a random sigma, where the loss teaches denoising; both in one forward."""
-        b, horizon = len(clip), clip.shape[1] - observed
+        b = len(clip)
+        drawn = _random_levels(b, clip.device, generator)
+        maps, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, torch.cat([torch.ones_like(drawn), drawn]), generator)
+        return self._wrap(maps[:b], observed), loss
+
+    def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `VideoBackbone.generative_loss`. A quarter of the clips teach the expected future."""
+        drawn = _random_levels(len(clip), clip.device, generator)
+        drawn[: len(clip) // 4] = 1.0
+        return self._flow(clip, observed, drawn, generator)[1]
+
+    def _flow(self, clip: Tensor, observed: int, sigma: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """All maps of clips whose future is seen at noise levels sigma (b,), and the loss."""
+        horizon = clip.shape[1] - observed
         self.spec.check(clip[:, :observed], horizon)
         if horizon < 1 or horizon % self.tubelet:
             raise ValueError(f"joint needs a multiple of {self.tubelet} future frames, got {horizon}; crop the clip")
-        past = (clip[:, :observed] * 2 - 1).repeat(2, 1, 1, 1, 1)
-        future = self._grouped(clip[:, observed:] * 2 - 1).repeat(2, 1, 1, 1, 1)
-        # logit-normal levels put the training where denoising is hard (Esser et al. 2024)
-        drawn = torch.randn(b, device=clip.device, generator=generator).sigmoid()
-        sigma = torch.cat([torch.ones_like(drawn), drawn])
+        past, future = clip[:, :observed] * 2 - 1, self._grouped(clip[:, observed:] * 2 - 1)
         noise = torch.randn(future.shape, device=clip.device, generator=generator)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * future + level * noise
         maps = self._maps(past, (1 - level) * noisy, future.shape[1], sigma)
-        loss = F.mse_loss(self._velocity(noisy, maps, past), noise - future)
-        return self._wrap(maps[:b], observed), loss
+        # the squared error of the velocity, but for the smallest levels, where it would drown the others
+        loss = ((self._expected(maps, past) - future) / level.clamp_min(LEAST_LEVEL)).square().mean()
+        return maps, loss
 
     def _grouped(self, frames: Tensor) -> Tensor:
         """(b, groups * tubelet, 3, H, W) frames to (b, groups, tubelet * 3, H, W)."""
         return rearrange(frames, "b (s k) c h w -> b s (k c) h w", k=self.tubelet)
 
-    def _velocity(self, noisy: Tensor, maps: Tensor, past: Tensor) -> Tensor:
-        """The flow's velocity at noisy frames (b, groups, tubelet * 3, H, W), in float32, from all maps and the past frames."""
+    def _expected(self, maps: Tensor, past: Tensor) -> Tensor:
+        """The signal of future frames (b, groups, tubelet * 3, H, W) that all maps lead to expect, in float32."""
         future = F.silu(maps[:, past.shape[1] :])
         change = F.pixel_shuffle(self.to_frame(future.flatten(0, 1)), STRIDE).unflatten(0, future.shape[:2])
-        return noisy - past[:, -1:].repeat(1, 1, self.tubelet, 1, 1) - change.float()
+        return past[:, -1:].repeat(1, 1, self.tubelet, 1, 1) + change.float()
 
     @torch.no_grad()
-    def sample(self, video: Tensor, horizon: int, *, steps: int = 10, generator: torch.Generator | None = None) -> Tensor:
-        """Draw future frames (b, horizon, 3, H, W) in [0, 1] by Euler steps of the flow from noise to signal."""
+    def sample(
+        self, video: Tensor, horizon: int, *, steps: int = 10, guidance: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw future frames (b, horizon, 3, H, W) in [0, 1] by Euler steps of the flow from noise to signal.
+
+        Args:
+            video: (b, t, 3, H, W) in [0, 1], the observed frames. steps: 1 gives the expected future instead of a draw.
+            guidance: above 1 it moves away from what is expected of a `blank` past (Ho and Salimans 2022), for models trained with
+                such.
+        """
         self.spec.check(video, horizon)
         if horizon < 1 or steps < 1:
             raise ValueError(f"sample wants horizon >= 1 and steps >= 1, got {horizon} and {steps}")
         past, groups = video * 2 - 1, math.ceil(horizon / self.tubelet)
+        nothing = blank(video) * 2 - 1
         x = torch.randn(len(video), groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
         levels = torch.linspace(1, 0, steps + 1).tolist()
         for now, after in pairwise(levels):
-            maps = self._maps(past, (1 - now) * x, groups, x.new_full((len(x),), now))
-            x = x + (after - now) * self._velocity(x, maps, past)
+            level = x.new_full((len(x),), now)
+            seen = None if now == 1 else (1 - now) * x
+            expected = self._expected(self._maps(past, seen, groups, level), past)
+            if guidance != 1:
+                unconditional = self._expected(self._maps(nothing, seen, groups, level), nothing)
+                expected = unconditional + guidance * (expected - unconditional)
+            x = expected + after / now * (x - expected)
         return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
+
+
+def _random_levels(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """(count,) logit-normal: training is put where denoising is hard (Esser et al. 2024)."""
+    return torch.randn(count, device=device, generator=generator).sigmoid()
+
+
+def blank(video: Tensor) -> Tensor:
+    """Observed frames that say nothing: mid-grey."""
+    return torch.full_like(video, 0.5)
 
 
 def _conv(layer: nn.Conv2d, frames: Tensor) -> Tensor:

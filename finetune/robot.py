@@ -385,7 +385,9 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
             write_video(out / "side_by_side.mp4", side_by_side(*clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
             media.append((f"PARA and {other}", told, out / "side_by_side.mp4"))
-    intro = f"{config.task} from {config.demos} demonstrations. All policies share the backbone's initial weights, inputs and steps."
+    intro = (
+        f"{config.task} from {config.demos} demonstrations. All policies share the backbone's initial weights, inputs and steps."
+    )
     write_report(out / "report.html", summary, media, title=f"para_video: {config.task}", intro=intro)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from para_video.agent import ActionHead, VideoPolicy
 from para_video.features import VideoBackbone, import_class
@@ -92,6 +92,18 @@ def load_policy(folder: Path, *, trusted: tuple[str, ...] = TRUSTED) -> tuple[Vi
     return policy.eval(), spec
 
 
+def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, Any], folder: Path, notes: Mapping[str, Any]) -> None:
+    """Write a backbone alone. `initialise` takes the folder as it takes a policy's.
+
+    Args:
+        target, options: "package.module:Class" and its keyword arguments. notes: JSON values that say where it comes from.
+    """
+    weights = {f"backbone.{name}": value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, save_tensors(weights))
+    config = {"format": FORMAT, "backbone": {"target": target, "options": _plain(options)}, "notes": dict(notes)}
+    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
 def _read_config(folder: Path) -> PolicySpec:
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -127,7 +139,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def initialise(policy: VideoPolicy, folder: Path) -> tuple[int, int]:
+def initialise(policy: nn.Module, folder: Path) -> tuple[int, int]:
     """Copy every weight of a checkpoint that has the same name and shape in the policy. Buffers stay: statistics of demonstrations
     belong to the policy's own.
 

@@ -253,16 +253,16 @@ def cached_demos(
     Args:
         cache: default `cache_folder()`.
     """
-    folder = (cache or cache_folder()) / cache_name(env.settings, plan)
+    folder = (cache or cache_folder()) / cache_name({**env.settings, **asdict(plan)})
     if not folder.exists():
         save_demos(record_demos(env, plan, on_episode=on_episode), folder)
     return load_demos(folder)
 
 
-def cache_name(settings: Mapping[str, Any], plan: Plan) -> str:
-    """The folder's name of a demo set: another one whenever a setting, a version or the plan differs."""
-    what = json.dumps({"format": FORMAT, **settings, **asdict(plan)}, sort_keys=True)
-    return f"{settings['task']}-{plan.count}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+def cache_name(settings: Mapping[str, Any]) -> str:
+    """The folder's name of a set of episodes: another one whenever a setting differs. They name at least a task and a count."""
+    what = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
+    return f"{settings['task']}-{settings['count']}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
 
 def cache_folder() -> Path:

@@ -142,6 +142,10 @@ class VideoBackbone(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no generative loss (spec.generative is False); train it with its head alone")
 
+    def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """The scalar generative loss alone, where no features are wanted; arguments and errors as of `joint`."""
+        return self.joint(clip, observed, generator=generator)[1]
+
 
 def import_class(target: str, kind: type) -> type:
     """The class behind "package.module:Class".

@@ -52,8 +52,15 @@ def read_video(path: str | Path, indices: Sequence[int] | None = None, *, decode
     if indices is not None and len(indices) == 0:
         raise ValueError(f"read_video: no indices for {path}; pass None for all frames")
     path = _existing(path)
-    read = {"decord": _read_decord, "pyav": _read_pyav}[_choose(decoder)]
-    return read(path, None if indices is None else [int(i) for i in indices])
+    wanted = None if indices is None else [int(i) for i in indices]
+    if _choose(decoder) == "pyav":
+        return _read_pyav(path, wanted)
+    try:
+        return _read_decord(path, wanted)
+    except VideoError:
+        if decoder is not None:
+            raise
+        return _read_pyav(path, wanted)  # decord gives up on some good files, such as those 48 pixels wide
 
 
 def write_video(path: str | Path, frames: np.ndarray | Tensor, fps: float = 10.0, *, quality: int = 18) -> None:

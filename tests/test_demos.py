@@ -1,7 +1,7 @@
 """Demonstrations: what a target means, what is kept and discarded, and that damage on disk is noticed."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -162,12 +162,12 @@ def test_the_cache_is_asked_before_the_simulator(env: MetaWorldEnv, tmp_path: Pa
 
 def test_whatever_changes_a_byte_changes_the_name_in_the_cache(env: MetaWorldEnv) -> None:
     plans = [Plan(1), Plan(2), Plan(1, first_seed=5), Plan(1, noise=0.1), Plan(1, tail=3), Plan(1, limit=150)]
-    names = [cache_name(env.settings, plan) for plan in plans]
+    names = [cache_name({**env.settings, **asdict(plan)}) for plan in plans]
     views = [{}, {"size": 24}, {"shadows": True}, {"widen": 1.5}, {"camera": CameraPlacement(azimuth_deg=140)}]
-    names += [cache_name(MetaWorldEnv("reach-v3", **view).settings, Plan(1)) for view in views]
-    names += [cache_name({**env.settings, key: "other"}, Plan(1)) for key in ("task", "metaworld", "mujoco")]
+    names += [cache_name({**MetaWorldEnv("reach-v3", **view).settings, **asdict(Plan(1))}) for view in views]
+    names += [cache_name({**env.settings, **asdict(Plan(1)), key: "other"}) for key in ("task", "metaworld", "mujoco")]
     assert len(set(names)) == len(names)
-    assert cache_name(env.settings, Plan(1)) == names[0]
+    assert cache_name({**env.settings, **asdict(Plan(1))}) == names[0]
 
 
 def test_the_cache_goes_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

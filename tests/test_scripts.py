@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,9 @@ from finetune import robot
 from para_video.camera import Camera
 from para_video.checkpoint import load_policy
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
-from pretrain import circles
+from para_video.motion import MotionVideos
+from para_video.video import write_video
+from pretrain import circles, video
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +43,48 @@ def test_circles_writes_figures_by_horizon_pictures_and_a_checkpoint(pretrained)
     assert summary["steps"] == 3 and summary["seconds"] >= summary["training_seconds"] > 0
     for name in ("overlay-0.png", "overlay.mp4", "error.png", "model.safetensors", "config.json"):
         assert (pretrained / name).stat().st_size > 0
+
+
+@pytest.fixture(scope="module")
+def own_videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(2):
+        write_video(folder / f"{i}.mp4", MotionVideos(seed=1, frames=8, size=48)[i].permute(0, 2, 3, 1).numpy())
+    return folder
+
+
+def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_videos, tmp_path, capsys):
+    out = tmp_path / "run"
+    config = video.VideoConfig(
+        videos=own_videos, steps=3, batch_size=2, held_out=2, horizon=3, samples=2, sampling_steps=2, size=32, out=out
+    )
+    summary = video.main(config)
+    assert summary["unseen"] == json.loads((out / "summary.json").read_text())["unseen"] and list(summary["unseen"]) == ["1", "2"]
+    figures = summary["unseen"]["2"]
+    assert list(figures["psnr_db"]) == ["copy", "sample", "mean", "expected"] and list(figures["ssim"]["mean"]) == ["1", "2", "3"]
+    for name in ("model.safetensors", "config.json", "unseen-1-0.png", "psnr-2.png"):
+        assert (out / name).stat().st_size > 0
+    again = video.main(replace(config, resume=True))
+    assert again["unseen"] == summary["unseen"]
+    capsys.readouterr()
+    circles.main(circles.CirclesConfig(out=tmp_path / "circles", init=out, steps=1, batch_size=1, size=64, held_out=1))
+    taken, own = (int(part) for part in re.search(r"(\d+) of (\d+) tensors", capsys.readouterr().out).groups())
+    assert 0 < taken < own
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"horizon": 0}, "at least 1"), ({"synthetic": 1.5}, "synthetic must lie"), ({"contexts": ()}, "at least 1")],
+)
+def test_impossible_video_options_are_refused(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        video.VideoConfig(**wrong)
+
+
+def test_a_single_video_is_not_enough(own_videos, tmp_path):
+    (tmp_path / "only.mp4").write_bytes((own_videos / "0.mp4").read_bytes())
+    with pytest.raises(ValueError, match="holds one video; put at least two there"):
+        video.main(video.VideoConfig(videos=tmp_path, out=tmp_path / "run"))
 
 
 def test_two_processes_train_one_policy(tmp_path):

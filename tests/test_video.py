@@ -202,3 +202,9 @@ def test_shrinking_averages_instead_of_skipping():
     checker = np.indices((64, 64)).sum(0) % 2 * 255
     frames = torch.from_numpy(np.broadcast_to(checker, (1, 3, 64, 64)).astype(np.uint8).copy())
     assert resize(frames, 8).float().sub(127.5).abs().max() < 10  # skipping pixels gives 0 or 255
+
+
+def test_what_decord_cannot_read_pyav_reads(tmp_path):
+    frames = np.full((3, 48, 48, 3), 90, np.uint8)
+    write_video(tmp_path / "narrow.mp4", frames)
+    assert np.abs(read_video(tmp_path / "narrow.mp4", [0, 2]).frames.astype(int) - 90).max() <= 3

@@ -55,6 +55,7 @@ METRES_PER_COMMAND = 0.01
 """How far a command of 1 moves the commanded hand in one control step."""
 
 _FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos")
+_FIELDS_OF_LOOKS = ("mat_rgba", "geom_rgba", "light_pos", "light_diffuse")
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -129,6 +130,7 @@ class MetaWorldEnv:
             warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
             self._env = _observable(ALL_V3_ENVIRONMENTS[task])
         self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
+        self._looks = {name: getattr(self._env.model, name).copy() for name in _FIELDS_OF_LOOKS}
         self._expert = ENV_POLICY_MAP[task]()  # type: ignore[abstract]  # its entries are concrete; their inferred join is not
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
@@ -202,6 +204,22 @@ class MetaWorldEnv:
         for name, value in state.attributes.items():
             setattr(self._env, name, _copied(value))
         self._raw = state.raw.copy()
+
+    def look_from(self, placement: CameraPlacement) -> None:
+        """Move the camera; what is observed from now on is seen from there."""
+        self.placement, self.camera = placement, placement.camera(self.size)
+        self._env.model.vis.global_.fovy = placement.fovy_deg
+
+    def vary_looks(self, rng: np.random.Generator, strength: float) -> None:
+        """Tint materials and move and dim lights at random, from the task's own looks; a strength of 0 restores these, 1 may
+        give any colour. Physics stays."""
+        model = self._env.model
+        for name in ("mat_rgba", "geom_rgba"):
+            rgba, own = getattr(model, name), self._looks[name]
+            share = strength * rng.random((len(own), 1))
+            rgba[:, :3] = (1 - share) * own[:, :3] + share * rng.random((len(own), 3))
+        model.light_pos[:] = self._looks["light_pos"] + strength * rng.normal(0, 0.7, self._looks["light_pos"].shape)
+        model.light_diffuse[:] = self._looks["light_diffuse"] * (1 + strength * rng.uniform(-0.8, 0.8, (model.nlight, 1)))
 
     def close(self) -> None:
         """Free the renderer; the env stays usable and makes a new one when asked for a frame."""

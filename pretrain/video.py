@@ -1,0 +1,309 @@
+"""Pretrain a video model: given a frame or a few, what comes next?
+
+    python pretrain/video.py
+
+Records action-free clips of a simulated robot (experts, disturbed experts and random motion under random cameras, materials and
+lights), mixes them with synthetic ones, and trains a generative backbone on them. Or give a folder of your own videos. What the
+model says of scenes that it never saw is measured on the pixels that change, beside repeating the last frame.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from backbones import build_backbone, import_string
+from para_video.agent import VideoPolicy
+from para_video.checkpoint import PolicySpec, initialise, save_backbone
+from para_video.demos import Demo
+from para_video.figures import error_curve, label, upscale, write_picture
+from para_video.prediction import (
+    ClipBatches,
+    FutureScore,
+    GripperFrames,
+    Source,
+    VideoPredictor,
+    circles,
+    folder,
+    futures,
+    gripper_errors,
+    gripper_pixels,
+    motion,
+    recorded,
+)
+from para_video.readout import ReadoutSpec
+from para_video.runs import output_folder, per_process, plain_settings, same_settings
+from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.video import VideoFolder
+
+HELD_OUT_SEED = 50_000
+"""Seeds of held-out episodes start here, away from those of training clips."""
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Pretrain a video model."""
+
+    videos: Path | None = None
+    """Folder of your own videos, in place of the simulator's clips; each tenth file is kept for measuring."""
+    stride: int = 1
+    """Frames of your videos from one clip frame to the next."""
+    procedural: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train on synthetic clips alone, and see what the simulator's are worth."""
+    synthetic: float = 0.35
+    """Share of synthetic clips, half of them of circles, beside others."""
+    episodes: int = 60
+    """Simulated episodes of each task to train on."""
+    held_out: int = 6
+    """Episodes of each unseen task (or clips of each kept file) to measure on."""
+    backbone: str = "mini"
+    """Name in the catalogue, or package.module:Class; a generative one."""
+    init: Path | None = None
+    """Checkpoint to start from."""
+    steps: int = 12000
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Clips per step, over all processes."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
+    drop: float = 0.1
+    """Share of training clips whose observed frames are blank."""
+    contexts: tuple[int, ...] = (1, 1, 2, 4)
+    """Numbers of observed frames, one of which is drawn for each batch."""
+    horizon: int = 6
+    """Future frames."""
+    samples: int = 8
+    """Draws of each held-out future."""
+    sampling_steps: int = 10
+    """Steps of each draw."""
+    probe_steps: int = 600
+    """Steps of training of the network that finds the gripper in predicted frames."""
+    size: int = 128
+    """Side of the square frames in pixels."""
+    seed: int = 0
+    """Of weights, clips and draws."""
+    out: Path | None = None
+    """Where everything is written; default the first free of runs/video, runs/video-2, ..."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with an interrupted run in --out, with the same options."""
+
+    def __post_init__(self) -> None:
+        least = {
+            name: getattr(self, name) for name in ("stride", "episodes", "held_out", "steps", "batch_size", "horizon", "samples")
+        }
+        least |= {"sampling_steps": self.sampling_steps, "probe_steps": self.probe_steps, "contexts": min(self.contexts, default=0)}
+        low = {name: value for name, value in least.items() if value < 1}
+        if low or self.learning_rate <= 0 or self.seed < 0:
+            raise ValueError(
+                f"these must be at least 1: {low}; and learning_rate > 0, seed >= 0, got {self.learning_rate}, {self.seed}"
+            )
+        if not (0 <= self.synthetic <= 1 and 0 <= self.drop < 1):
+            raise ValueError(f"synthetic must lie in [0, 1] and drop in [0, 1), got {self.synthetic} and {self.drop}")
+        if self.videos is not None and self.procedural:
+            raise ValueError("--procedural trains on no videos; leave out one of --procedural and --videos")
+
+
+# -------------------------------------------------------------------- clips
+
+
+def simulated(config: VideoConfig, *, held_out: bool) -> list[Demo]:
+    """Episodes to train on, or of unseen scenes, recorded or read from the cache."""
+    from para_video.sims.metaworld_clips import HELD_OUT_TASKS, TRAINING_TASKS, ClipPlan, cached_clips  # needs the simulator
+
+    tasks = HELD_OUT_TASKS if held_out else TRAINING_TASKS
+    plan = ClipPlan(config.held_out, first_seed=HELD_OUT_SEED) if held_out else ClipPlan(config.episodes)
+    with tqdm(total=len(tasks) * plan.count, desc="unseen scenes" if held_out else "episodes", unit="episode") as bar:
+        return cached_clips(tasks, plan, size=config.size, on_episode=bar.update)
+
+
+def own_videos(config: VideoConfig) -> tuple[VideoFolder, VideoFolder]:
+    """The user's files to train on, and those kept for measuring.
+
+    Raises:
+        ValueError: fewer than two files.
+    """
+    assert config.videos is not None
+    training, kept = VideoFolder(config.videos), VideoFolder(config.videos)
+    if len(training) < 2:
+        raise ValueError(f"{config.videos} holds one video; put at least two there: one is kept for measuring")
+    kept.paths = training.paths[::10]
+    training.paths = [path for path in training.paths if path not in set(kept.paths)]
+    return training, kept
+
+
+def sources(config: VideoConfig, episodes: Sequence[Demo] | VideoFolder) -> list[tuple[Source, float]]:
+    """Where training clips come from, with shares. Synthetic ones differ from those of pretrain/circles.py's measurements."""
+    seed = 2 * config.seed
+    drawn: list[tuple[Source, float]] = [(circles(seed, config.size), 0.5), (motion(seed, config.size), 0.5)]
+    if config.procedural:
+        return drawn
+    real = folder(episodes, config.size, config.stride) if isinstance(episodes, VideoFolder) else recorded(episodes)
+    return [(real, 1 - config.synthetic), *((source, share * config.synthetic) for source, share in drawn if config.synthetic)]
+
+
+def unseen_clips(config: VideoConfig, held: Sequence[Demo] | VideoFolder, observed: int) -> tuple[Tensor, Tensor | None]:
+    """Clips (n, observed + horizon, 3, H, W) uint8 to measure on, and the gripper's pixels (n, observed + horizon, 2) where known:
+    one from each episode, from its first half on, where most moves."""
+    rng, frames = np.random.default_rng((config.seed, 7)), observed + config.horizon
+    if isinstance(held, VideoFolder):
+        count = max(config.held_out * len(held), 1)
+        return torch.stack([held.frames(rng, frames, config.size, stride=config.stride) for _ in range(count)]), None
+    long = [episode for episode in held if len(episode) >= frames]
+    starts = [int(rng.integers(len(episode) - frames + 1)) for episode in long]
+    shown = [episode.frames[k : k + frames].transpose(0, 3, 1, 2) for episode, k in zip(long, starts, strict=True)]
+    pixels = [gripper_pixels(episode)[k : k + frames] for episode, k in zip(long, starts, strict=True)]
+    return torch.from_numpy(np.stack(shown)), torch.stack(pixels)
+
+
+# -------------------------------------------------------------------- measuring
+
+
+def train_probe(config: VideoConfig, episodes: Sequence[Demo], out: Path, accelerator: Accelerator) -> VideoPolicy:
+    """A network of its own that finds the gripper in single frames, trained on true frames of training scenes."""
+    torch.manual_seed(config.seed)
+    probe = PolicySpec(
+        "backbones.mini:MiniVideo", "para_video.heads:ParaHead", (0.0,), head_options={"spec": ReadoutSpec()}
+    ).build()
+
+    def frames(seed: int, rank: int, processes: int) -> GripperFrames:
+        return GripperFrames(episodes, batch_size=16, seed=seed)
+
+    fit(
+        probe,
+        frames,
+        FitConfig(config.probe_steps, 3e-3, seed=config.seed),
+        folder=out / "probe",
+        resume=config.resume,
+        label="probe",
+        accelerator=accelerator,
+    )
+    return probe
+
+
+def measure(
+    config: VideoConfig, predictor: VideoPredictor, clips: Tensor, pixels: Tensor | None, probe: VideoPolicy | None, observed: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Figures of the futures of unseen clips, and strips of some: the true future above a draw and the mean of draws."""
+    generator = torch.Generator().manual_seed(config.seed)
+    score = FutureScore.empty(("copy", "sample", "mean", "expected"), config.horizon)
+    errors: dict[str, list[Tensor]] = {}
+    strips: list[np.ndarray] = []
+    for first in tqdm(range(0, len(clips), 16), desc="unseen clips", unit="batch"):
+        part = clips[first : first + 16].float() / 255
+        seen, truth = part[:, :observed], part[:, observed:]
+        found = futures(
+            predictor.backbone, seen, config.horizon, samples=config.samples, steps=config.sampling_steps, generator=generator
+        )
+        score.add(found, truth, seen[:, -1])
+        if probe is not None and pixels is not None:
+            read = {name: found[name] for name in ("sample", "expected")}
+            for name, error in gripper_errors(probe, read, truth, pixels[first : first + 16], observed).items():
+                errors.setdefault(name, []).append(error)
+        strips.append(strip(seen[0, -1], {"true": truth[0], "one draw": found["sample"][0], "mean of draws": found["mean"][0]}))
+    summary = {"observed": observed, "clips": len(clips), **score.summary()}
+    if errors:
+        medians = {name: torch.cat(parts).nanmedian(0).values.tolist() for name, parts in errors.items()}
+        summary["gripper_error_px"] = {
+            n: {str(k + 1): None if math.isnan(v) else v for k, v in enumerate(m)} for n, m in medians.items()
+        }
+    return summary, strips
+
+
+def strip(last: Tensor, rows: dict[str, Tensor]) -> np.ndarray:
+    """The last observed frame (3, H, W), then futures (horizon, 3, H, W) in rows."""
+    as_frame = lambda x: (x.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)  # noqa: E731
+    lines = []
+    for name, future in rows.items():
+        frames = [as_frame(frame) for frame in (last, *future)]
+        names = ["seen", *(f"{name} +{k + 1}" for k in range(len(future)))]
+        lines.append(np.concatenate([label(upscale(f, 2), text) for f, text in zip(frames, names, strict=True)], 1))
+    return np.concatenate(lines)
+
+
+def show(figures: dict[str, Any], console: Console) -> None:
+    """Print the figures of one number of observed frames."""
+    horizons = list(figures["changing_pixels"])
+    table = Table(
+        title=f"Unseen scenes, {figures['observed']} observed, {figures['clips']} clips: pixels that change, by future frame"
+    )
+    for name in ("", *horizons):
+        table.add_column(name, justify="right" if name else "left")
+    for kind, unit, digits in (("psnr_db", "PSNR dB", 2), ("ssim", "SSIM", 3), ("gripper_error_px", "gripper px", 2)):
+        for name, values in figures.get(kind, {}).items():
+            table.add_row(f"{unit}: {name}", *("-" if values[k] is None else f"{values[k]:.{digits}f}" for k in horizons))
+    console.print(table)
+
+
+# -------------------------------------------------------------------- the story
+
+
+def main(config: VideoConfig) -> dict[str, Any]:
+    """Record, train, measure, draw, save; returns what summary.json holds."""
+    begun, console = time.perf_counter(), Console()
+    accelerator = make_accelerator("bf16")
+    out = output_folder(config.out, "video", resume=config.resume, accelerator=accelerator)
+    free = ("out", "resume", "held_out", "samples", "sampling_steps")
+    same_settings(out, config, free=free, accelerator=accelerator)
+    with accelerator.main_process_first():
+        if config.videos is not None:
+            training, held = own_videos(config)
+        else:
+            training = simulated(config, held_out=False)
+            held = simulated(config, held_out=True)
+    torch.manual_seed(config.seed)
+    predictor = VideoPredictor(build_backbone(config.backbone), drop=config.drop)
+    if config.init is not None:
+        console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
+
+    def batches(seed: int, rank: int, processes: int) -> ClipBatches:
+        share = per_process(config.batch_size, processes)
+        return ClipBatches(
+            sources(config, training), batch_size=share, contexts=config.contexts, horizon=config.horizon, seed=seed, rank=rank
+        )
+
+    fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, ema=0.999)
+    result = fit(predictor, batches, fit_config, folder=out, resume=config.resume, label="video", accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return {}
+    notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}
+    save_backbone(predictor.backbone, import_string(config.backbone), {}, out, notes)
+    probe = None if isinstance(training, VideoFolder) else train_probe(config, training, out, accelerator)
+    summary: dict[str, Any] = {"steps": result.steps, "training_seconds": result.seconds, "unseen": {}}
+    for observed in sorted({2, min(config.contexts)}):
+        clips, pixels = unseen_clips(config, held, observed)
+        figures, strips = measure(config, predictor, clips, pixels, probe if observed > 1 else None, observed)
+        summary["unseen"][str(observed)] = figures
+        for i, picture in enumerate(strips[:8]):
+            write_picture(out / f"unseen-{observed}-{i}.png", picture)
+        if curves := {
+            name: known for name, v in figures["psnr_db"].items() if (known := {k: x for k, x in v.items() if x is not None})
+        }:
+            error_curve(
+                out / f"psnr-{observed}.png",
+                curves,
+                title=f"Unseen scenes, {observed} observed",
+                ylabel="PSNR on changing pixels (dB)",
+            )
+        show(figures, console)
+    summary |= {"config": plain_settings(config), "seconds": time.perf_counter() - begun}
+    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    console.print(f"{summary['seconds']:.0f} s in all. Strips, curves, figures and checkpoint: {out}")
+    return summary
+
+
+if __name__ == "__main__":
+    main(tyro.cli(VideoConfig, description=__doc__))
