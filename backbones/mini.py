@@ -108,6 +108,12 @@ class MiniVideo(VideoBackbone):
         channels: of the maps it gives, at stride 4.
         depth: attention blocks inside frames, at stride 16; one through time follows.
         max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
+        tap: where features are read: "coarse" (stride 16, after attention), "middle" (8) or "fine" (4); later layers are not run.
+        level: the noise level that features are read at. Below 1 the future is first drawn down to it, in `denoising_steps` steps
+            from the same noise for every clip.
+
+    Raises:
+        ValueError: an unknown tap, or a level outside (0, 1].
     """
 
     def __init__(
@@ -119,10 +125,20 @@ class MiniVideo(VideoBackbone):
         max_context: int = 8,
         max_horizon: int = 18,
         tubelet: int = 3,
+        *,
+        tap: str = "fine",
+        level: float = 1.0,
+        denoising_steps: int = 1,
     ) -> None:
         super().__init__()
+        taps = {"fine": (channels, STRIDE), "middle": (2 * width, 2 * STRIDE), "coarse": (4 * width, 4 * STRIDE)}
+        if tap not in taps or not 0 < level <= 1 or denoising_steps < 1:
+            raise ValueError(
+                f"tap must be one of {list(taps)}, 0 < level <= 1, denoising_steps >= 1; got {tap!r}, {level}, {denoising_steps}"
+            )
+        self.tap, self.level, self.denoising_steps = tap, level, denoising_steps
         self.spec = FeatureSpec(
-            channels, STRIDE, span=tubelet, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
+            *taps[tap], span=tubelet, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
             generative=True,
         )  # fmt: skip
         c, e = width, 4 * width
@@ -143,7 +159,15 @@ class MiniVideo(VideoBackbone):
 
     # ---------------------------------------------------------------- the network
 
-    def _maps(self, observed: Tensor, scaled_future: Tensor | None, groups: int, sigma: Tensor, shown: int | None = None) -> Tensor:
+    def _maps(
+        self,
+        observed: Tensor,
+        scaled_future: Tensor | None,
+        groups: int,
+        sigma: Tensor,
+        shown: int | None = None,
+        tap: str = "fine",
+    ) -> Tensor:
         """Maps (b, shown + groups, c, h, w) of the last `shown` (default all) of observed (b, t, 3, H, W), and of future frames.
         scaled_future (b, groups, 3 * tubelet, H, W) is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the
         encoder, and one stands for all."""
@@ -163,7 +187,8 @@ class MiniVideo(VideoBackbone):
         middle = fine.map(self.down2)
         coarse = middle.map(self.down3).map(self._through_space).frames()
         coarse = self._through_time(coarse.unflatten(0, (b, t + groups)), self._embedding(t, groups, sigma))
-        return self.up1(self.up2(coarse, middle), fine).unflatten(0, (b, t + groups))
+        maps = coarse if tap == "coarse" else self.up2(coarse, middle)
+        return (self.up1(maps, fine) if tap == "fine" else maps).unflatten(0, (b, t + groups))
 
     def _times(self, t: int, groups: int, device: torch.device) -> Tensor:
         """(t + groups,) centres of the frames that each map describes."""
@@ -202,25 +227,36 @@ class MiniVideo(VideoBackbone):
         prompts: list[str] | None = None,
         generator: torch.Generator | None = None,
     ) -> VideoFeatures:
-        """See `VideoBackbone.features`. Deterministic: no noise is drawn; prompts are ignored. Frames before `since` are seen as
-        motion alone."""
+        """See `VideoBackbone.features`. The same frames give the same maps, but for a `generator` where `level` is below 1; prompts
+        are ignored. Frames before `since` are seen as motion alone."""
         self.spec.check(video, horizon)
         t = video.shape[1]
         shown = t if since is None else min(max(math.ceil(1 - since), 1), t)
-        groups = math.ceil(horizon / self.tubelet)
-        return self._wrap(self._maps(video * 2 - 1, None, groups, video.new_ones(len(video)), shown), shown)
+        groups, past, scaled = math.ceil(horizon / self.tubelet), video * 2 - 1, None
+        if groups and self.level < 1:
+            with torch.no_grad():
+                generator = generator or torch.Generator(video.device).manual_seed(0)
+                noise = self._noise(1, groups, video, generator).expand(len(video), -1, -1, -1, -1)
+                scaled = (1 - self.level) * self._drawn(past, noise, self.level, self.denoising_steps)
+        sigma = video.new_full((len(video),), self.level)
+        return self._wrap(self._maps(past, scaled, groups, sigma, shown, self.tap), shown)
 
     def _wrap(self, maps: Tensor, t: int) -> VideoFeatures:
         times = self._times(t, maps.shape[1] - t, maps.device)
         half = (self.tubelet - 1) / 2 * (times > 0)
-        return VideoFeatures(maps, times, torch.stack([times - half, times + half], -1), stride_affine(STRIDE, device=maps.device))
+        affine = stride_affine(self.spec.stride, device=maps.device)
+        return VideoFeatures(maps, times, torch.stack([times - half, times + half], -1), affine)
 
     def joint(
         self, clip: Tensor, observed: int, *, prompts: list[str] | None = None, generator: torch.Generator | None = None
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through once at sigma = 1, where features are read and the loss teaches the
-        expected future, and once at a random sigma, where the loss teaches denoising; both in one forward."""
+        expected future, and once at a random sigma, where the loss teaches denoising; both in one forward. Features of another tap
+        or level take a forward of their own."""
         b = len(clip)
+        if self.tap != "fine" or self.level < 1:
+            features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed)
+            return features, self.generative_loss(clip, observed, generator=generator)
         drawn = _random_levels(b, clip.device, generator)
         maps, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, torch.cat([torch.ones_like(drawn), drawn]), generator)
         return self._wrap(maps[:b], observed), loss
@@ -264,35 +300,35 @@ class MiniVideo(VideoBackbone):
 
         Args:
             video: (b, t, 3, H, W) in [0, 1], the observed frames. steps: 1 gives the expected future instead of a draw.
-            guidance: above 1 it moves away from what is expected of a `blank` past (Ho and Salimans 2022), for models trained with
+            guidance: above 1 it moves away from what is expected of a mid-grey past (Ho and Salimans 2022), for models trained with
                 such.
         """
         self.spec.check(video, horizon)
         if horizon < 1 or steps < 1:
             raise ValueError(f"sample wants horizon >= 1 and steps >= 1, got {horizon} and {steps}")
-        past, groups = video * 2 - 1, math.ceil(horizon / self.tubelet)
-        nothing = blank(video) * 2 - 1
-        x = torch.randn(len(video), groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
-        levels = torch.linspace(1, 0, steps + 1).tolist()
-        for now, after in pairwise(levels):
-            level = x.new_full((len(x),), now)
-            seen = None if now == 1 else (1 - now) * x
-            expected = self._expected(self._maps(past, seen, groups, level), past)
+        noise = self._noise(len(video), math.ceil(horizon / self.tubelet), video, generator)
+        x = self._drawn(video * 2 - 1, noise, 0.0, steps, guidance)
+        return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
+
+    def _noise(self, b: int, groups: int, video: Tensor, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(b, groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
+
+    def _drawn(self, past: Tensor, x: Tensor, level: float, steps: int, guidance: float = 1.0) -> Tensor:
+        """Noise x (b, groups, tubelet * 3, H, W) brought down from level 1 to another by Euler steps of the flow."""
+        nothing = torch.zeros_like(past)
+        for now, after in pairwise(torch.linspace(1, level, steps + 1).tolist()):
+            sigma, seen = x.new_full((len(x),), now), None if now == 1 else (1 - now) * x
+            expected = self._expected(self._maps(past, seen, x.shape[1], sigma), past)
             if guidance != 1:
-                unconditional = self._expected(self._maps(nothing, seen, groups, level), nothing)
+                unconditional = self._expected(self._maps(nothing, seen, x.shape[1], sigma), nothing)
                 expected = unconditional + guidance * (expected - unconditional)
             x = expected + after / now * (x - expected)
-        return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
+        return x
 
 
 def _random_levels(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(count,) logit-normal: training is put where denoising is hard (Esser et al. 2024)."""
     return torch.randn(count, device=device, generator=generator).sigmoid()
-
-
-def blank(video: Tensor) -> Tensor:
-    """Observed frames that say nothing: mid-grey."""
-    return torch.full_like(video, 0.5)
 
 
 def _conv(layer: nn.Conv2d, frames: Tensor) -> Tensor:

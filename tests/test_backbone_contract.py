@@ -44,6 +44,9 @@ SMALL: dict[str, dict] = {
 }
 """Options that make each entry small enough for a test. A new entry of the catalogue adds its own line."""
 
+NOISY = {"tap": "middle", "level": 0.6, "denoising_steps": 2}
+"""Another place to read `mini` at."""
+
 ENTRIES = [*CATALOGUE, f"{__name__}:TinyImage"]
 every_backbone = pytest.mark.parametrize("name", ENTRIES)
 
@@ -466,3 +469,36 @@ def test_sinusoids_tell_values_apart() -> None:
     distance = torch.cdist(codes, codes) + 9 * torch.eye(40)
     assert float(distance.min()) > 0.3
     torch.testing.assert_close(sinusoid(torch.zeros(1), 4), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+
+
+# -------------------------------------------------------------------- mini's taps and noise levels
+
+
+@pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4)])
+def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channels: int, stride: int) -> None:
+    backbone = build_backbone("mini", **SMALL["mini"], tap=tap).eval()
+    later = {"coarse": ["up2", "up1"], "middle": ["up1"], "fine": []}[tap]
+    with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
+        maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
+    assert (backbone.spec.channels, backbone.spec.stride) == (channels, stride)
+    assert maps.shape == (2, 4, channels, 64 // stride, 64 // stride)
+    assert not seen.keys() & set(later) and "time" in seen
+
+
+def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> None:
+    backbone = build_backbone("mini", **SMALL["mini"], **NOISY).eval()
+    leave_start(backbone)
+    video = clip(backbone.spec, 2)
+    with torch.no_grad():
+        both, one = backbone.features(video, horizon=6).maps, backbone.features(video[:1], horizon=6).maps
+        torch.testing.assert_close(both[:1], one, atol=1e-5, rtol=1e-4)
+        drawn = [backbone.features(video, horizon=6, generator=generator(seed)).maps for seed in (1, 1, 2)]
+        assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
+        joint, _ = backbone.joint(torch.cat([video, clip(backbone.spec, 6, seed=5)], 1), 2)
+        torch.testing.assert_close(joint.maps, both, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"tap": "finest"}, {"level": 0.0}, {"level": 1.2}, {"denoising_steps": 0}])
+def test_impossible_taps_and_levels_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="tap must be one of"):
+        build_backbone("mini", **wrong)
