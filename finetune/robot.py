@@ -28,14 +28,17 @@ import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from backbones import import_string
 from para_video.agent import VideoPolicy
 from para_video.baselines import ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
-from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cached_demos, load_demos, select_demos
+from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, save_backbone, save_policy
+from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
+from para_video.feature_cache import CachedBatches, cache_features
+from para_video.features import VideoBackbone, import_class
 from para_video.figures import (
     draw_points,
     label,
@@ -50,6 +53,7 @@ from para_video.figures import (
 from para_video.heads import ParaHead
 from para_video.heatmap import Bins
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy, Schedule
+from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip
 from para_video.rollout import (
     Episode,
@@ -64,7 +68,10 @@ from para_video.rollout import (
 from para_video.runs import output_folder, per_process, plain_settings, same_settings
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
-from para_video.video import write_video
+from para_video.video import VideoFolder, write_video
+
+BatchMaker = Callable[[int, int, int], Dataset]
+"""(seed, rank, processes) to batches, as `fit` takes them."""
 
 HEADS = {
     "para": ("para_video.heads:ParaHead", {}),
@@ -81,6 +88,7 @@ LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 3e-3}
 """Optimizer and peak learning rate by the first word of a policy's name. PARA's: 43/50 on tuning seeds with Muon and 30/50 with
 AdamW after 1200 steps at 3e-3. Regression takes PARA's, ACT its authors' optimizer (Muon would triple its time); their rates have
 not been searched since: benchmarks/tuning_table.py is there for that."""
+VIDEO_LEARNING_RATE = 1e-3
 HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
 """The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
@@ -102,14 +110,23 @@ class RobotConfig:
     """Name in the catalogue, or package.module:Class; the same for every policy."""
     init: Path | None = None
     """Checkpoint to start from, such as pretrain/circles.py writes; weights of the same name and shape are taken."""
-    train: Literal["all", "heads"] = "all"
-    """Train backbone and head, or the head alone on a frozen backbone."""
+    train: Literal["all", "heads", "joint"] = "all"
+    """Train backbone and head, the head alone on a frozen backbone (whose features are computed once), or both while the backbone
+    keeps learning to predict the demonstrations' frames."""
+    video_steps: int = 0
+    """Steps in which the backbone first learns to predict the demonstrations' frames; all policies then start from it."""
+    extra_videos: Path | None = None
+    """Folder of more videos of the scene, without actions, for --video-steps; their frames as far apart as targets are."""
+    copies: int = 4
+    """Augmented copies of every demonstrated step whose features are kept for --train heads."""
     steps: int = 900
     """Optimiser steps of each policy."""
     batch_size: int = 8
     """Clips per step, over all processes."""
     learning_rate: float | None = None
     """Peak learning rate; default one for each kind of policy."""
+    backbone_learning_rate: float | None = None
+    """The backbone's own peak learning rate; default that of the head."""
     episodes: int = 50
     """Episodes of each policy on each view; the seeds are the same for all."""
     azimuths: str = "0,18"
@@ -146,8 +163,13 @@ class RobotConfig:
             raise ValueError(
                 f"steps and batch_size must be at least 1, seed not negative; got {self.steps}, {self.batch_size} and {self.seed}"
             )
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}; leave it out for each policy's default")
+        for name in ("learning_rate", "backbone_learning_rate"):
+            if (rate := getattr(self, name)) is not None and rate <= 0:
+                raise ValueError(f"{name} must be positive, got {rate}; leave it out for the default")
+        if self.video_steps < 0 or self.copies < 1:
+            raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
+        if self.extra_videos is not None and not self.video_steps:
+            raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
         self.offsets  # noqa: B018 - to parse them at once
 
     @property
@@ -253,10 +275,65 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
     return PolicySpec(import_string(config.backbone), head, context=config.context, head_options=options)
 
 
+def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, accelerator: Accelerator, console: Console) -> Path | None:
+    """Let the backbone learn to predict the demonstrations' frames; gives the checkpoint that policies start from."""
+    if not config.video_steps or (config.resume and (folder / WEIGHTS_FILE).is_file()):
+        return folder if config.video_steps else None
+    torch.manual_seed(config.seed)
+    target = import_string(config.backbone)
+    predictor = VideoPredictor(import_class(target, VideoBackbone)())
+    if config.init is not None:
+        console.print(f"video starts from {config.init}: {{}} of {{}} tensors".format(*initialise(predictor, config.init)))
+    stride, chunk = DEFAULT_SCHEDULE.frame_stride, DEFAULT_SCHEDULE.chunk
+    shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, Augmentation()), 1.0)]
+    if config.extra_videos is not None:
+        shown.append((video_files(VideoFolder(config.extra_videos), config.size, 1), 1.0))
+
+    def batches(seed: int, rank: int, processes: int) -> ClipBatches:
+        share = per_process(config.batch_size, processes)
+        return ClipBatches(shown, batch_size=share, contexts=(config.context,), horizon=chunk, seed=seed, rank=rank)
+
+    fit_config = FitConfig(config.video_steps, VIDEO_LEARNING_RATE, seed=config.seed)
+    result = fit(predictor, batches, fit_config, folder=folder, resume=config.resume, label="video", accelerator=accelerator)
+    if accelerator.is_main_process:
+        notes = {"made_by": "finetune/robot.py", "task": config.task, "steps": result.steps, "seconds": result.seconds}
+        save_backbone(predictor.backbone, target, {}, folder, notes)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[Demo], spec: PolicySpec) -> BatchMaker:
+    """What a policy is trained on: clips, clips with their future, or features computed once."""
+    schedule = spec.schedule
+    options: dict[str, Any] = {
+        "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context, "augmentation": Augmentation(),
+        "future": math.ceil(max(spec.times)) if config.train == "joint" else 0,
+    }  # fmt: skip
+    if config.train != "heads":
+        return lambda seed, rank, processes: DemoBatches(
+            demos, batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank, **options
+        )
+    clips = DemoBatches(demos, batch_size=1, seed=config.seed, **options)
+    cache = cache_features(policy, clips, config.copies, cache_folder().with_name("features"))
+    return lambda seed, rank, processes: CachedBatches(
+        cache, clips[0], batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank
+    )
+
+
 def train(
-    name: str, config: RobotConfig, demos: Sequence[Demo], folder: Path, accelerator: Accelerator, console: Console
+    name: str,
+    config: RobotConfig,
+    demos: Sequence[Demo],
+    folder: Path,
+    accelerator: Accelerator,
+    console: Console,
+    video: Path | None = None,
 ) -> tuple[VideoPolicy, dict[str, Any]]:
-    """Train a policy, or load it where a resumed run had finished it; gives it and its steps and seconds."""
+    """Train a policy, or load it where a resumed run had finished it; gives it and its steps and seconds.
+
+    Args:
+        video: a backbone's checkpoint to start from, after that of `config.init`.
+    """
     spec = policy_spec(name, config, demos)
     trusted = (spec.backbone.split(".")[0], "para_video")
     notes = folder / "training.json"
@@ -264,21 +341,18 @@ def train(
         return load_policy(folder, trusted=trusted)[0], json.loads(notes.read_text())
     torch.manual_seed(config.seed)  # the backbone is drawn first: its initial weights are the same for every policy
     policy = spec.build(trusted=trusted, frozen=config.train == "heads")
-    if config.init is not None:
-        console.print(f"{name} starts from {config.init}: {{}} of {{}} tensors".format(*initialise(policy, config.init)))
+    for start in (config.init, video):
+        if start is not None:
+            console.print(f"{name} starts from {start}: {{}} of {{}} tensors".format(*initialise(policy, start)))
     kind = name.split("-")[0]
     rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
-
-    def batches(seed: int, rank: int, processes: int) -> DemoBatches:
-        share, schedule = per_process(config.batch_size, processes), spec.schedule
-        return DemoBatches(
-            demos, batch_size=share, chunk=schedule.chunk, stride=schedule.frame_stride, context=config.context,
-            augmentation=Augmentation(), seed=seed, rank=rank,
-        )  # fmt: skip
-
-    fit_config = FitConfig(config.steps, rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
+    begun = time.perf_counter()
+    with accelerator.main_process_first():
+        batches = training_batches(config, policy, demos, spec)
+    prepared = time.perf_counter() - begun
+    fit_config = FitConfig(config.steps, rate, config.backbone_learning_rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
-    cost = {"steps": result.steps, "seconds": result.seconds, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}
+    cost = {"steps": result.steps, "seconds": result.seconds + prepared, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}
     if accelerator.is_main_process:
         save_policy(policy, spec, folder, {"made_by": "finetune/robot.py", "task": config.task, "demos": config.demos, **cost})
         write_atomically(notes, json.dumps(cost).encode())
@@ -441,9 +515,10 @@ def main(config: RobotConfig) -> dict[str, Any]:
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "episodes"), accelerator=accelerator)
     with accelerator.main_process_first():
         demos = demonstrations(config, console).demos
+    video = tune_video(config, demos, out / "video", accelerator, console)
     trained, policies = {}, {}
     for name in config.policy_names:
-        trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console)
+        trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console, video)
     if not accelerator.is_main_process:
         return {}
     oracle, horizon = bounds(config, demos, readout_spec(demos))

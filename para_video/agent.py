@@ -60,13 +60,21 @@ class RobotState:
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips (b, t, 3, H, W) float in [0, 1] of observed frames, what should be read off them, the robot's state (None where
-    there is no robot), and the times (q,) of the targets (None for the policy's own)."""
+    """What is trained on.
+
+    Args:
+        clip: (b, t, 3, H, W) float in [0, 1], the observed frames. targets: what should be read off them. state: the robot's; None
+            where there is no robot. times: (q,) of the targets; None for the policy's own.
+        future: (b, h, 3, H, W), the frames that follow, for a backbone that learns to predict them beside.
+        features: of the clip, where they were computed before; then the clip is not looked at.
+    """
 
     clip: Tensor
     targets: Targets
     state: RobotState | None = None
     times: Tensor | None = None
+    future: Tensor | None = None
+    features: VideoFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -106,17 +114,26 @@ class VideoPolicy(nn.Module):
 
     def features(self, clip: Tensor, times: Tensor | None = None) -> tuple[VideoFeatures, Query]:
         """The backbone's features of clips (b, t, 3, H, W), and the query to put to the head: times (q,), default `times`."""
-        times = torch.tensor(self.times, device=clip.device) if times is None else times
-        horizon = max(0, math.ceil(float(times.max()))) if self.backbone.spec.predicts else 0
+        query = self._query(clip, times)
+        horizon = max(0, math.ceil(float(query.times.max()))) if self.backbone.spec.predicts else 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.backbone.features(clip, horizon=horizon, since=float(times.min()))
-        height, width = clip.shape[-2:]
-        return features, Query(times, (height, width))
+            features = self.backbone.features(clip, horizon=horizon, since=float(query.times.min()))
+        return features, query
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The head's losses on a batch."""
+        """The head's losses on a batch, and the backbone's own as "video" where the batch shows the future."""
+        if batch.future is not None:
+            clip, observed = torch.cat([batch.clip, batch.future], 1), batch.clip.shape[1]
+            features, video = self.backbone.joint(clip, observed)
+            return {**self.head.loss(features, self._query(batch.clip, batch.times), batch), "video": video}
+        if batch.features is not None:
+            return self.head.loss(batch.features, self._query(batch.clip, batch.times), batch)
         features, query = self.features(batch.clip, batch.times)
         return self.head.loss(features, query, batch)
+
+    def _query(self, clip: Tensor, times: Tensor | None) -> Query:
+        height, width = clip.shape[-2:]
+        return Query(torch.tensor(self.times, device=clip.device) if times is None else times, (height, width))
 
     @torch.no_grad()
     def predict(self, clip: Tensor, state: RobotState) -> Actions:

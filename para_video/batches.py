@@ -136,8 +136,8 @@ class DemoBatches(Dataset):
 
     Args:
         demos: to draw from. batch_size: clips. chunk: future targets. stride: control steps between frames and between targets.
-        context: observed frames. augmentation: None for none. seed, rank: of the draws; processes with different ranks draw
-            different clips.
+        context: observed frames. future: frames to show beside the observed ones, see `Batch`. augmentation: None for none.
+        seed, rank: of the draws; processes with different ranks draw different clips.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class DemoBatches(Dataset):
         chunk: int,
         stride: int,
         context: int = 1,
+        future: int = 0,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         rank: int = 0,
@@ -159,7 +160,7 @@ class DemoBatches(Dataset):
         self.seed, self.rank, self.length, self.chunk = seed, rank, length, chunk
         self.demos = list(demos)
         self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(max(1, len(demo) - stride + 1))]
-        self.past = stride * np.arange(1 - context, 1)
+        self.shown = stride * np.arange(1 - context, 1 + future)
         self.ahead = stride * np.arange(1, chunk + 1)
         self.frames = [torch.from_numpy(demo.frames).permute(0, 3, 1, 2) for demo in self.demos]
 
@@ -169,12 +170,15 @@ class DemoBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step, self.rank))
         batch = self.gather([self.steps[i] for i in rng.integers(len(self.steps), size=self.batch_size)])
-        if self.augmentation is None:
+        if self.augmentation is not None:
+            batch = augmented(batch, self.augmentation, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        if batch.clip.shape[1] == self.context:
             return batch
-        return augmented(batch, self.augmentation, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        return replace(batch, clip=batch.clip[:, : self.context], future=batch.clip[:, self.context :])
 
     def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
-        """The batch of given (demo, step) pairs, unaugmented."""
+        """The batch of given (demo, step) pairs, unaugmented; observed and future frames are all in its clip. Beyond its ends, a
+        demonstration's first and last frame stand still."""
         rows = [self._row(self.demos[d], self.frames[d], k) for d, k in steps]
         clips, positions, gripper, rotations, known, position, rotation, opening = (
             torch.stack(column) for column in zip(*rows, strict=True)
@@ -190,7 +194,10 @@ class DemoBatches(Dataset):
         turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
         known = k + self.ahead <= len(demo)  # what follows its end, a demonstration does not say
         now = (demo.positions[k], demo.rotations[k], demo.openings[k])
-        return (frames[np.maximum(k + self.past, 0)], *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)))
+        return (
+            frames[np.clip(k + self.shown, 0, len(demo) - 1)],
+            *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)),
+        )
 
 
 def _given(part: T | None, name: str) -> T:

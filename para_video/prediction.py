@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from para_video.agent import Batch, VideoPolicy
-from para_video.batches import Augmentation, random_colours
+from para_video.batches import Augmentation, random_camera_warp, random_colours, warp_images
 from para_video.circles import CircleVideos, constant_velocity
 from para_video.demos import Demo
 from para_video.features import VideoBackbone
@@ -90,6 +90,23 @@ def recorded(episodes: Sequence[Demo]) -> Source:
     return draw
 
 
+def demonstrated(demos: Sequence[Demo], stride: int, augmentation: Augmentation) -> Source:
+    """Stretches of demonstrations with `stride` control steps between frames, seen by randomly turned and zoomed cameras. Beyond
+    their ends they stand still, as what a policy sees does."""
+
+    def draw(rng: np.random.Generator, frames: int) -> Tensor:
+        demo = demos[int(rng.integers(len(demos)))]
+        first = int(rng.integers(1 - stride, len(demo)))
+        rows = np.clip(first + stride * np.arange(frames), 0, len(demo) - 1)
+        clip = torch.from_numpy(demo.frames[rows].transpose(0, 3, 1, 2)).float()
+        clip = clip.flip(-1) if rng.random() < augmentation.mirror else clip
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        _, homography = random_camera_warp(demo.camera[None], augmentation, generator)
+        return warp_images(clip, homography.expand(frames, -1, -1)).round().clamp(0, 255).byte()
+
+    return draw
+
+
 def circles(seed: int, size: int) -> Source:
     """Circle clips, without end."""
     return lambda rng, frames: CircleVideos(seed, observed=1, future=frames - 1, size=size)[int(rng.integers(2**31 - 1))].video
@@ -100,7 +117,7 @@ def motion(seed: int, size: int) -> Source:
     return lambda rng, frames: MotionVideos(seed, frames, size)[int(rng.integers(2**31 - 1))]
 
 
-def folder(videos: VideoFolder, size: int, stride: int) -> Source:
+def video_files(videos: VideoFolder, size: int, stride: int) -> Source:
     """Random crops of stretches of video files."""
     return lambda rng, frames: videos.frames(rng, frames, size, stride=stride)
 

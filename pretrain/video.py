@@ -38,12 +38,12 @@ from para_video.prediction import (
     Source,
     VideoPredictor,
     circles,
-    folder,
     futures,
     gripper_errors,
     gripper_pixels,
     motion,
     recorded,
+    video_files,
 )
 from para_video.readout import ReadoutSpec
 from para_video.runs import output_folder, per_process, plain_settings, same_settings
@@ -151,7 +151,7 @@ def sources(config: VideoConfig, episodes: Sequence[Demo] | VideoFolder) -> list
     drawn: list[tuple[Source, float]] = [(circles(seed, config.size), 0.5), (motion(seed, config.size), 0.5)]
     if config.procedural:
         return drawn
-    real = folder(episodes, config.size, config.stride) if isinstance(episodes, VideoFolder) else recorded(episodes)
+    real = video_files(episodes, config.size, config.stride) if isinstance(episodes, VideoFolder) else recorded(episodes)
     return [(real, 1 - config.synthetic), *((source, share * config.synthetic) for source, share in drawn if config.synthetic)]
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
+from safetensors import safe_open
 
 from finetune import robot
 from para_video.camera import Camera
-from para_video.checkpoint import PolicySpec, initialise, load_policy
+from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.motion import MotionVideos
 from para_video.readout import ReadoutSpec
@@ -138,6 +139,24 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
         robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "demos": 3}))
     fewer = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18"}))
     assert list(fewer["policies"]["act"]["cells"]) == ["azimuth+18"]
+
+
+@pytest.mark.parametrize("train", ["heads", "joint"])
+def test_a_tuned_video_model_is_frozen_or_learns_on_beside_the_head(train, own_videos, tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    config = robot.RobotConfig(
+        task="reach-v3", demos=1, policies="para", train=train, video_steps=2, extra_videos=own_videos, steps=2, batch_size=2,
+        copies=1, episodes=1, azimuths="0", size=64, spread_over=0, out=out,
+    )  # fmt: skip
+    monkeypatch.setattr(robot, "draw", lambda *_: None)
+    robot.main(config)
+    tuned, policy = read_weights(out / "video"), read_weights(out / "para")
+    same = all(torch.equal(value, policy[name]) for name, value in tuned.items())
+    assert same == (train == "heads")
+    losses = json.loads(safe_open(out / "para" / "training.safetensors", "pt").metadata()["state"])["losses"]
+    assert ("video" in losses[0]) == (train == "joint")
+    assert bool(list((tmp_path / "cache").glob("features/*/copy_000.safetensors"))) == (train == "heads")
 
 
 def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):

@@ -1,0 +1,171 @@
+"""Features of a frozen backbone, computed once: training then reads them from disk.
+
+A cache holds every step of some demonstrations in a number of augmented copies, each with its labels. Its folder is named after
+everything that its bytes depend on: weights, demonstrations, augmentation, schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from para_video.agent import Batch, VideoPolicy
+from para_video.batches import DemoBatches, augmented
+from para_video.features import VideoFeatures
+from para_video.training import write_atomically
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root: Path, *, batch_size: int = 32) -> Path:
+    """Compute and store the features of every step of the demonstrations, or find them.
+
+    Args:
+        policy: its backbone is read; maps that none of its times needs are not kept. batches: says which demonstrations, how they
+            are cut and augmented. copies: augmented ones of each step (1 where there is no augmentation). root: of all caches.
+        batch_size: clips in one forward.
+
+    Returns:
+        the cache's folder, for `CachedBatches`.
+
+    Raises:
+        ValueError: copies below 1. OSError: the disk is full.
+    """
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1, got {copies}")
+    folder = root / cache_key(policy, batches, copies)
+    if folder.exists():
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".features-", dir=root))
+    try:
+        for copy in tqdm(range(copies), desc="features", unit="copy"):
+            parts = list(_forwards(policy, batches, copy, batch_size))
+            maps = torch.cat([features.maps for features, _ in parts])
+            labels = {name: torch.cat([dict(_tensors(batch))[name] for _, batch in parts]) for name, _ in _tensors(parts[0][1])}
+            write_atomically(partial / f"copy_{copy:03d}.safetensors", save_tensors({"maps": maps, **labels}))
+        first, _ = parts[0]
+        shared = {"times": first.times, "spans": first.spans, "image_to_map": first.image_to_map}
+        about = {"size": json.dumps(batches.frames[0].shape[-2:])}
+        write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # another process may have finished the same cache first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int) -> str:
+    """Another name whenever a byte of the cache would differ."""
+    told = {
+        "format": FORMAT, "torch": torch.__version__, "backbone": type(policy.backbone).__qualname__,
+        "spec": asdict(policy.backbone.spec), "times": policy.times, "copies": copies, "seed": batches.seed,
+        "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
+        "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
+        "settings": {name: getattr(policy.backbone, name, None) for name in ("tap", "level", "denoising_steps")},
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, value in sorted(policy.backbone.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    for demo in batches.demos:
+        for part in (demo.frames, demo.positions, demo.gripper, demo.openings, demo.camera.world_T_camera.numpy()):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:24]
+
+
+class CachedBatches(Dataset):
+    """Item i is the batch of training step i, with features and without frames; the same bytes whenever it is asked for.
+
+    Args:
+        folder: of `cache_features`. like: a batch of the demonstrations, for its structure. batch_size, seed, rank: as of
+            `DemoBatches`.
+
+    Raises:
+        ValueError: the cache is damaged.
+    """
+
+    def __init__(self, folder: Path, like: Batch, *, batch_size: int, seed: int = 0, rank: int = 0, length: int = 2**31) -> None:
+        self.like, self.batch_size, self.seed, self.rank, self.length = replace(like, future=None), batch_size, seed, rank, length
+        try:
+            self.copies = [safe_open(str(path), "pt") for path in sorted(folder.glob("copy_*.safetensors"))]
+            self.labels = [{k: file.get_tensor(k) for k in file.keys() if k != "maps"} for file in self.copies]  # noqa: SIM118
+            self.shared = load_file(folder / "shared.safetensors")
+            with safe_open(str(folder / "shared.safetensors"), "pt") as file:
+                self.size = tuple(json.loads(file.metadata()["size"]))
+            self.count = len(self.labels[0]["targets.pixels"])
+        except (SafetensorError, OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the cached features in {folder} are damaged ({error!r}); remove that folder to compute them again"
+            ) from error
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step, self.rank))
+        chosen = [(int(rng.integers(len(self.copies))), int(rng.integers(self.count))) for _ in range(self.batch_size)]
+        maps = torch.cat([self.copies[copy].get_slice("maps")[row : row + 1] for copy, row in chosen]).float()
+        values = {name: torch.stack([self.labels[copy][name][row] for copy, row in chosen]) for name in self.labels[0]}
+        blank = torch.zeros(1).expand(self.batch_size, self.like.clip.shape[1], 3, *self.size)
+        return replace(_filled(self.like, values), clip=blank, features=VideoFeatures(maps, **self.shared))
+
+
+@torch.no_grad()
+def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: int) -> Iterator[tuple[VideoFeatures, Batch]]:
+    """Features, in bf16, and labels of every step of the demonstrations in one augmented copy."""
+    for first in range(0, len(batches.steps), batch_size):
+        batch = batches.gather(batches.steps[first : first + batch_size])
+        if batches.augmentation is not None:
+            seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
+            batch = augmented(batch, batches.augmentation, torch.Generator().manual_seed(seed))
+        with torch.autocast(batch.clip.device.type, torch.bfloat16):
+            features, query = policy.features(batch.clip)
+        used = features.nearest(query.times.to(features.times))[0].unique()
+        maps = features.maps[:, used].bfloat16().contiguous()
+        yield VideoFeatures(maps, features.times[used], features.spans[used], features.image_to_map), batch
+
+
+def _tensors(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """The labels of a batch by dotted name."""
+
+    def walk(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            yield name, value.contiguous()
+        elif is_dataclass(value):
+            for f in fields(value):
+                yield from walk(getattr(value, f.name), f"{name}.{f.name}")
+
+    yield from walk(batch.targets, "targets")
+    yield from walk(batch.state, "state")
+
+
+def _filled(like: T, values: dict[str, Tensor], name: str = "") -> T:
+    """The dataclass with the named tensors in place of its own."""
+    parts: dict[str, Any] = {}
+    for f in fields(like):  # type: ignore[arg-type]  # a dataclass
+        old, dotted = getattr(like, f.name), f"{name}{f.name}"
+        if isinstance(old, Tensor) and dotted in values:
+            parts[f.name] = values[dotted]
+        elif is_dataclass(old):
+            parts[f.name] = _filled(old, values, f"{dotted}.")
+    return replace(like, **parts)  # type: ignore[type-var]

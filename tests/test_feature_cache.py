@@ -1,0 +1,125 @@
+"""Features computed once: the same as computed anew, found again, and never taken for others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from para_video.agent import VideoPolicy
+from para_video.batches import Augmentation, DemoBatches
+from para_video.camera import Camera, orbit
+from para_video.checkpoint import PolicySpec
+from para_video.demos import Demo
+from para_video.feature_cache import CachedBatches, cache_features, cache_key
+from para_video.heatmap import Bins
+from para_video.readout import ReadoutSpec
+from para_video.training import FitConfig, fit
+
+
+def demo(seed: int, steps: int = 11) -> Demo:
+    rng = np.random.default_rng(seed)
+    camera = Camera.from_fov(45.0, (64, 64), orbit(135, -40, 1.15, (0, 0.65, 0.08))).to(torch.float32)
+    positions = (rng.uniform(-0.1, 0.1, (steps, 3)) + np.array([0, 0.65, 0.1])).astype(np.float32)
+    turned = np.tile(np.eye(3, dtype=np.float32), (steps, 1, 1))
+    frames = rng.integers(0, 256, (steps, 64, 64, 3), dtype=np.uint8)
+    return Demo(frames, positions, turned, np.ones(steps, np.float32), np.ones(steps, np.float32), camera, "none", seed)
+
+
+def make_policy(seed: int = 0) -> VideoPolicy:
+    torch.manual_seed(seed)
+    options = {"spec": ReadoutSpec(z=Bins(-0.3, 0.3, 8), relative=True), "grid": 16, "hidden": 16}
+    small = {"width": 8, "channels": 8, "depth": 1, "max_horizon": 6}
+    spec = PolicySpec("backbones.mini:MiniVideo", "para_video.heads:ParaHead", backbone_options=small, head_options=options)
+    return spec.build(frozen=True)
+
+
+def make_batches(**changes) -> DemoBatches:
+    return DemoBatches([demo(0), demo(1)], **{"batch_size": 4, "chunk": 6, "stride": 3, **changes})
+
+
+def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path):
+    policy, batches = make_policy(), make_batches()
+    cached = CachedBatches(cache_features(policy, batches, 1, tmp_path), batches[0], batch_size=5, seed=3)
+    batch, whole = cached[7], batches.gather(batches.steps)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, query = policy.features(whole.clip)
+    used = features.nearest(query.times)[0].unique()
+    for row in range(5):
+        at = (whole.targets.positions - batch.targets.positions[row]).flatten(1).abs().sum(-1).argmin()
+        torch.testing.assert_close(batch.features.maps[row], features.maps[at, used].float(), atol=0.02, rtol=0.02)
+        assert torch.equal(batch.targets.pixels[row], whole.targets.pixels[at])
+        assert torch.equal(batch.targets.labelled[row], whole.targets.labelled[at])
+        assert torch.equal(batch.state.camera.world_T_camera[row], whole.state.camera.world_T_camera[at])
+        assert torch.equal(batch.state.opening[row], whole.state.opening[at])
+    assert torch.equal(batch.features.times, features.times[used])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert set(policy.eval()(batch)) == {"heat", "z", "gripper"}
+
+
+def test_copies_are_augmented_and_the_same_bytes_whenever_they_are_made(tmp_path):
+    policy, batches = make_policy(), make_batches(augmentation=Augmentation())
+    folders = [cache_features(policy, batches, 2, tmp_path / name) for name in ("one", "two")]
+    files = [sorted(folder.glob("*.safetensors")) for folder in folders]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]] and len(files[0]) == 3
+    assert files[0][0].read_bytes() != files[0][1].read_bytes()
+
+
+def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
+    policy, batches = make_policy(), make_batches()
+    folder = cache_features(policy, batches, 1, tmp_path)
+    monkeypatch.setattr("para_video.feature_cache._forwards", lambda *_: pytest.fail("computed again"))
+    assert cache_features(policy, batches, 1, tmp_path) == folder and [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_key_differs_whenever_the_features_would():
+    policy, batches = make_policy(), make_batches()
+    other = make_batches()
+    other.demos[1] = replace(other.demos[1], frames=255 - other.demos[1].frames)
+    keys = [
+        cache_key(policy, batches, 1),
+        cache_key(make_policy(1), batches, 1),
+        cache_key(policy, batches, 2),
+        cache_key(policy, other, 1),
+        *(cache_key(policy, make_batches(**{name: value}), 1) for name, value in {"stride": 2, "seed": 1, "context": 2}.items()),
+        cache_key(policy, make_batches(augmentation=Augmentation()), 1),
+        cache_key(policy, make_batches(augmentation=Augmentation(zoom=1.1)), 1),
+    ]
+    assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1) == keys[0]
+
+
+def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, f"cannot write {path}")
+
+    monkeypatch.setattr("para_video.feature_cache.write_atomically", full)
+    with pytest.raises(OSError, match="cannot write"):
+        cache_features(make_policy(), make_batches(), 1, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_told(tmp_path):
+    batches = make_batches()
+    folder = cache_features(make_policy(), batches, 1, tmp_path)
+    (folder / "copy_000.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="damaged.*remove .* to compute them again"):
+        CachedBatches(folder, batches[0], batch_size=2)
+
+
+def test_a_head_learns_from_the_cache_and_the_backbone_stays(tmp_path):
+    policy, batches = make_policy(), make_batches()
+    before = {name: value.clone() for name, value in policy.backbone.state_dict().items()}
+    folder = cache_features(policy, batches, 1, tmp_path)
+    result = fit(
+        policy,
+        lambda seed, rank, processes: CachedBatches(folder, batches[0], batch_size=4, seed=seed, rank=rank),
+        FitConfig(80, 1e-2, warmup=5, ema=0.9),
+    )
+    assert result.losses[-1]["heat"] < 0.9 * result.losses[0]["heat"]
+    assert all(torch.equal(value, before[name]) for name, value in policy.backbone.state_dict().items())
+
+
+def test_no_copies_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="copies must be at least 1"):
+        cache_features(make_policy(), make_batches(), 0, tmp_path)
