@@ -84,10 +84,9 @@ HEADS = {
     "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
 }
 OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
-LEARNING_RATES = {"para": 3e-3, "act": 1e-3, "regression": 3e-3}
-"""Optimizer and peak learning rate by the first word of a policy's name. PARA's: 43/50 on tuning seeds with Muon and 30/50 with
-AdamW after 1200 steps at 3e-3. Regression takes PARA's, ACT its authors' optimizer (Muon would triple its time); their rates have
-not been searched since: benchmarks/tuning_table.py is there for that."""
+LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
+"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression takes
+PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
 """The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
