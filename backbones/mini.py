@@ -108,7 +108,8 @@ class MiniVideo(VideoBackbone):
         channels: of the maps it gives, at stride 4.
         depth: attention blocks inside frames, at stride 16; one through time follows.
         max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
-        tap: where features are read: "coarse" (stride 16, after attention), "middle" (8) or "fine" (4); later layers are not run.
+        tap: where features are read: "coarse" (stride 16, after attention), "middle" (8) or "fine" (4); later layers are
+            left out where they are not needed to draw the future.
         level: the noise level that features are read at. Below 1 the future is first drawn down to it, in `denoising_steps` steps
             from the same noise for every clip.
 
@@ -231,7 +232,7 @@ class MiniVideo(VideoBackbone):
         are ignored. Frames before `since` are seen as motion alone."""
         self.spec.check(video, horizon)
         t = video.shape[1]
-        shown = t if since is None else min(max(math.ceil(1 - since), 1), t)
+        shown = _shown(t, since)
         groups, past, scaled = math.ceil(horizon / self.tubelet), video * 2 - 1, None
         if groups and self.level < 1:
             with torch.no_grad():
@@ -248,27 +249,38 @@ class MiniVideo(VideoBackbone):
         return VideoFeatures(maps, times, torch.stack([times - half, times + half], -1), affine)
 
     def joint(
-        self, clip: Tensor, observed: int, *, prompts: list[str] | None = None, generator: torch.Generator | None = None
+        self,
+        clip: Tensor,
+        observed: int,
+        *,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through once at sigma = 1, where features are read and the loss teaches the
         expected future, and once at a random sigma, where the loss teaches denoising; both in one forward. Features of another tap
         or level take a forward of their own."""
-        b = len(clip)
+        b, shown = len(clip), _shown(observed, since)
         if self.tap != "fine" or self.level < 1:
-            features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed)
+            features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed, since=since)
             return features, self.generative_loss(clip, observed, generator=generator)
         drawn = _random_levels(b, clip.device, generator)
-        maps, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, torch.cat([torch.ones_like(drawn), drawn]), generator)
-        return self._wrap(maps[:b], observed), loss
+        sigma = torch.cat([torch.ones_like(drawn), drawn])
+        maps, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, sigma, shown, generator)
+        return self._wrap(maps[:b], shown), loss
 
     def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """See `VideoBackbone.generative_loss`. A quarter of the clips teach the expected future."""
+        """See `VideoBackbone.generative_loss`. A quarter of the clips teach the expected future; half of the calls see frames
+        before the last as motion alone, as features since the present do."""
         drawn = _random_levels(len(clip), clip.device, generator)
-        drawn[: len(clip) // 4] = 1.0
-        return self._flow(clip, observed, drawn, generator)[1]
+        drawn[torch.rand(len(clip), device=clip.device, generator=generator) < 0.25] = 1.0
+        shown = 1 if float(torch.rand((), device=clip.device, generator=generator)) < 0.5 else observed
+        return self._flow(clip, observed, drawn, shown, generator)[1]
 
-    def _flow(self, clip: Tensor, observed: int, sigma: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """All maps of clips whose future is seen at noise levels sigma (b,), and the loss."""
+    def _flow(
+        self, clip: Tensor, observed: int, sigma: Tensor, shown: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The maps of clips whose future is seen at noise levels sigma (b,), and the loss."""
         horizon = clip.shape[1] - observed
         self.spec.check(clip[:, :observed], horizon)
         if horizon < 1 or horizon % self.tubelet:
@@ -277,9 +289,9 @@ class MiniVideo(VideoBackbone):
         noise = torch.randn(future.shape, device=clip.device, generator=generator)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * future + level * noise
-        maps = self._maps(past, (1 - level) * noisy, future.shape[1], sigma)
+        maps = self._maps(past, (1 - level) * noisy, future.shape[1], sigma, shown)
         # the squared error of the velocity, but for the smallest levels, where it would drown the others
-        loss = ((self._expected(maps, past) - future) / level.clamp_min(LEAST_LEVEL)).square().mean()
+        loss = ((self._expected(maps[:, shown:], past) - future) / level.clamp_min(LEAST_LEVEL)).square().mean()
         return maps, loss
 
     def _grouped(self, frames: Tensor) -> Tensor:
@@ -287,8 +299,8 @@ class MiniVideo(VideoBackbone):
         return rearrange(frames, "b (s k) c h w -> b s (k c) h w", k=self.tubelet)
 
     def _expected(self, maps: Tensor, past: Tensor) -> Tensor:
-        """The signal of future frames (b, groups, tubelet * 3, H, W) that all maps lead to expect, in float32."""
-        future = F.silu(maps[:, past.shape[1] :])
+        """The signal of future frames (b, groups, tubelet * 3, H, W) that their maps lead to expect, in float32."""
+        future = F.silu(maps)
         change = F.pixel_shuffle(self.to_frame(future.flatten(0, 1)), STRIDE).unflatten(0, future.shape[:2])
         return past[:, -1:].repeat(1, 1, self.tubelet, 1, 1) + change.float()
 
@@ -318,12 +330,17 @@ class MiniVideo(VideoBackbone):
         nothing = torch.zeros_like(past)
         for now, after in pairwise(torch.linspace(1, level, steps + 1).tolist()):
             sigma, seen = x.new_full((len(x),), now), None if now == 1 else (1 - now) * x
-            expected = self._expected(self._maps(past, seen, x.shape[1], sigma), past)
+            expected = self._expected(self._maps(past, seen, x.shape[1], sigma)[:, past.shape[1] :], past)
             if guidance != 1:
-                unconditional = self._expected(self._maps(nothing, seen, x.shape[1], sigma), nothing)
+                unconditional = self._expected(self._maps(nothing, seen, x.shape[1], sigma)[:, past.shape[1] :], nothing)
                 expected = unconditional + guidance * (expected - unconditional)
             x = expected + after / now * (x - expected)
         return x
+
+
+def _shown(t: int, since: float | None) -> int:
+    """How many of t observed frames have maps of their own, where what is read begins at a time."""
+    return t if since is None else min(max(math.ceil(1 - since), 1), t)
 
 
 def _random_levels(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

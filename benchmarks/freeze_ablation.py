@@ -4,11 +4,13 @@
 
 trains {random, procedural, mini} x {as it is, tuned on the demonstrations' frames} x {frozen, joint} and lets each policy act.
 Writes results/freeze.json and the table and picture of docs/freeze.md. Every finished training and cell is kept in --out: run it
-again after a cut, or with more tasks, demonstrations or seeds.
+again after a cut, or with more tasks, demonstrations or seeds. Features of frozen models are cached under ~/.cache/para_video,
+about a gigabyte for 20 demonstrations, and may be removed at any time.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -87,7 +89,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         for row in measured(task, demos, seed, arm, config, console):
             rows.append(row)
             console.print(f"{row['task']} {row['demos']} {row['arm']} {row['policy']}: {row['successes']}/{row['episodes']}")
-            write(config, rows)
+    write(config, rows)
     return rows
 
 
@@ -101,14 +103,19 @@ def measured(task: str, demos: int, seed: int, arm: Arm, config: Config, console
     )  # fmt: skip
     accelerator = make_accelerator("bf16")
     shown = robot.demonstrations(settings, console).demos
-    with settings.env() as env:
-        horizon = horizon_for(env)
-    video = robot.tune_video(settings, shown, folder / "video", accelerator, console)
+    video = robot.tune_video(settings, shown, folder.parent / f"video-{arm.start}", accelerator, console)
     for name in config.policies:
         policy, cost = robot.train(name, settings, shown, folder / name, accelerator, console, video)
-        cell = robot.evaluate_policy(name, policy, settings, folder / name, horizon)["same"]
+        cell = robot.evaluate_policy(name, policy, settings, folder / name, horizon_of(task))["same"]
         kept = {key: cell[key] for key in ("successes", "held", "episodes")}
         yield {"task": task, "demos": demos, "seed": seed, "arm": str(arm), "policy": name, **kept, "seconds": cost["seconds"]}
+
+
+@functools.cache
+def horizon_of(task: str) -> int:
+    """Control steps of an episode, from the expert's."""
+    with robot.RobotConfig(task=task).env() as env:
+        return horizon_for(env)
 
 
 def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:

@@ -58,7 +58,7 @@ def timed(run: Callable[[], object], repeats: int) -> list[float]:
 
 
 def training_step(policy: VideoPolicy, batch: Batch) -> Callable[[], None]:
-    """One whole optimiser step, as training does it."""
+    """Forward, backward and the optimisers' step."""
     accelerator, balance = make_accelerator("bf16"), LossBalance(0.98)
     model, *optimizers = accelerator.prepare(policy, *make_optimizers(policy, FitConfig()))
 

@@ -82,7 +82,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     for tap in config.taps:
         for level, steps in zip(config.levels, config.denoising_steps, strict=True):
             options = {"tap": tap, "level": level, "denoising_steps": steps}
-            policy = head_on(options, config, shown, config.out / f"{tap}-{level:g}")
+            policy = head_on(options, config, shown, config.out / f"{tap}-{level:g}-{steps}")
             rows.append({**options, **unseen_errors(policy, unseen)})
             console.print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
     write(config, rows)
@@ -99,8 +99,9 @@ def head_on(options: dict[str, Any], config: Config, demos: Sequence[Demo], fold
     policy = spec.build(frozen=True)
     initialise(policy, config.init)
     clips = DemoBatches(
-        demos, batch_size=1, chunk=DEFAULT_SCHEDULE.chunk, stride=DEFAULT_SCHEDULE.frame_stride, augmentation=Augmentation()
-    )
+        demos, batch_size=1, chunk=DEFAULT_SCHEDULE.chunk, stride=DEFAULT_SCHEDULE.frame_stride, augmentation=Augmentation(),
+        seed=config.seed,
+    )  # fmt: skip
     cache = cache_features(policy, clips, config.copies, cache_folder().with_name("features"))
 
     def batches(seed: int, rank: int, processes: int) -> CachedBatches:

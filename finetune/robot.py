@@ -37,7 +37,7 @@ from para_video.baselines import ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
 from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, save_backbone, save_policy
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
-from para_video.feature_cache import CachedBatches, cache_features
+from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone, import_class
 from para_video.figures import (
     draw_points,
@@ -85,8 +85,8 @@ HEADS = {
 }
 OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
 LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
-"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression takes
-PARA's optimizer, ACT its authors' (Muon would triple its time)."""
+"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
+takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
 """The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
@@ -301,8 +301,11 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
     return folder
 
 
-def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[Demo], spec: PolicySpec) -> BatchMaker:
-    """What a policy is trained on: clips, clips with their future, or features computed once."""
+def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[Demo], spec: PolicySpec) -> tuple[BatchMaker, float]:
+    """What a policy is trained on: clips, clips with their future, or features computed once; and the seconds that these took,
+    which count for every policy that uses them."""
+    if config.train == "joint" and not policy.backbone.spec.generative:
+        raise ValueError(f"{config.backbone} has no generative loss to train jointly with; pass --train all or --train heads")
     schedule = spec.schedule
     options: dict[str, Any] = {
         "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context, "augmentation": Augmentation(),
@@ -311,12 +314,12 @@ def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[D
     if config.train != "heads":
         return lambda seed, rank, processes: DemoBatches(
             demos, batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank, **options
-        )
+        ), 0.0
     clips = DemoBatches(demos, batch_size=1, seed=config.seed, **options)
     cache = cache_features(policy, clips, config.copies, cache_folder().with_name("features"))
     return lambda seed, rank, processes: CachedBatches(
         cache, clips[0], batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank
-    )
+    ), json.loads((cache / COST_FILE).read_text())["seconds"]
 
 
 def train(
@@ -345,10 +348,8 @@ def train(
             console.print(f"{name} starts from {start}: {{}} of {{}} tensors".format(*initialise(policy, start)))
     kind = name.split("-")[0]
     rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
-    begun = time.perf_counter()
     with accelerator.main_process_first():
-        batches = training_batches(config, policy, demos, spec)
-    prepared = time.perf_counter() - begun
+        batches, prepared = training_batches(config, policy, demos, spec)
     fit_config = FitConfig(config.steps, rate, config.backbone_learning_rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
     cost = {"steps": result.steps, "seconds": result.seconds + prepared, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}

@@ -124,8 +124,9 @@ class VideoPolicy(nn.Module):
         """The head's losses on a batch, and the backbone's own as "video" where the batch shows the future."""
         if batch.future is not None:
             clip, observed = torch.cat([batch.clip, batch.future], 1), batch.clip.shape[1]
-            features, video = self.backbone.joint(clip, observed)
-            return {**self.head.loss(features, self._query(batch.clip, batch.times), batch), "video": video}
+            query = self._query(batch.clip, batch.times)
+            features, video = self.backbone.joint(clip, observed, since=float(query.times.min()))
+            return {**self.head.loss(features, query, batch), "video": video}
         if batch.features is not None:
             return self.head.loss(batch.features, self._query(batch.clip, batch.times), batch)
         features, query = self.features(batch.clip, batch.times)

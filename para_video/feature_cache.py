@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from para_video.batches import DemoBatches, augmented
 from para_video.features import VideoFeatures
 from para_video.training import write_atomically
 
-FORMAT = 1
+FORMAT = 2
+COST_FILE = "cost.json"
+"""In a cache: the seconds that it took."""
 T = TypeVar("T")
 
 
@@ -45,15 +48,15 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
         the cache's folder, for `CachedBatches`.
 
     Raises:
-        ValueError: copies below 1. OSError: the disk is full.
+        ValueError: copies below 1, or batches that show the future. OSError: the disk is full.
     """
-    if copies < 1:
-        raise ValueError(f"copies must be at least 1, got {copies}")
-    folder = root / cache_key(policy, batches, copies)
+    if copies < 1 or len(batches.shown) > batches.context:
+        raise ValueError(f"copies must be at least 1, got {copies}, and batches must not show the future")
+    folder = root / cache_key(policy, batches, copies, batch_size)
     if folder.exists():
         return folder
     root.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".features-", dir=root))
+    begun, partial = time.perf_counter(), Path(tempfile.mkdtemp(prefix=".features-", dir=root))
     try:
         for copy in tqdm(range(copies), desc="features", unit="copy"):
             parts = list(_forwards(policy, batches, copy, batch_size))
@@ -64,6 +67,7 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
         shared = {"times": first.times, "spans": first.spans, "image_to_map": first.image_to_map}
         about = {"size": json.dumps(batches.frames[0].shape[-2:])}
         write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
+        write_atomically(partial / COST_FILE, json.dumps({"seconds": time.perf_counter() - begun}).encode())
         partial.chmod(0o755)
         try:
             partial.rename(folder)
@@ -75,12 +79,12 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
     return folder
 
 
-def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int) -> str:
+def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size: int) -> str:
     """Another name whenever a byte of the cache would differ."""
     told = {
         "format": FORMAT, "torch": torch.__version__, "backbone": type(policy.backbone).__qualname__,
         "spec": asdict(policy.backbone.spec), "times": policy.times, "copies": copies, "seed": batches.seed,
-        "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
+        "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
         "settings": {name: getattr(policy.backbone, name, None) for name in ("tap", "level", "denoising_steps")},
     }  # fmt: skip
@@ -88,8 +92,10 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int) -> str:
     for name, value in sorted(policy.backbone.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     for demo in batches.demos:
-        for part in (demo.frames, demo.positions, demo.gripper, demo.openings, demo.camera.world_T_camera.numpy()):
-            digest.update(np.ascontiguousarray(part).tobytes())
+        moves = demo.positions[:0] if demo.moves is None else demo.moves
+        camera = (demo.camera.intrinsics.numpy(), demo.camera.world_T_camera.numpy())
+        for part in (demo.frames, demo.positions, demo.rotations, demo.openings, demo.gripper, moves, *camera):
+            digest.update(f"{part.shape}{part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:24]
 
 
@@ -140,7 +146,8 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
             batch = augmented(batch, batches.augmentation, torch.Generator().manual_seed(seed))
         with torch.autocast(batch.clip.device.type, torch.bfloat16):
             features, query = policy.features(batch.clip)
-        used = features.nearest(query.times.to(features.times))[0].unique()
+        nearest, _ = features.nearest(query.times.to(features.times))
+        used = torch.cat([nearest, (features.times <= 0).nonzero()[-1]]).unique()  # ACT reads the last observed map too
         maps = features.maps[:, used].bfloat16().contiguous()
         yield VideoFeatures(maps, features.times[used], features.spans[used], features.image_to_map), batch
 

@@ -125,17 +125,23 @@ class VideoBackbone(nn.Module, ABC):
         """
 
     def joint(
-        self, clip: Tensor, observed: int, *, prompts: list[str] | None = None, generator: torch.Generator | None = None
+        self,
+        clip: Tensor,
+        observed: int,
+        *,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[VideoFeatures, Tensor]:
         """One forward for the read-out and the generative loss.
 
         Args:
             clip: (b, t, 3, H, W) float in [0, 1]: observed frames, then future ones.
-            observed: how many of the frames are observed.
+            observed: how many of the frames are observed. since: as of `features`.
 
         Returns:
-            features equal to `features(clip[:, :observed], horizon=t - observed)`, which the future frames do not reach, and
-            the scalar generative loss.
+            features equal to `features(clip[:, :observed], horizon=t - observed, since=since)`, which the future frames do not
+            reach, and the scalar generative loss.
 
         Raises:
             TypeError: the backbone is no generative model (`spec.generative` is False).

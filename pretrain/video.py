@@ -32,6 +32,7 @@ from para_video.checkpoint import PolicySpec, initialise, save_backbone
 from para_video.demos import Demo
 from para_video.figures import error_curve, label, upscale, write_picture
 from para_video.prediction import (
+    ClipBatch,
     ClipBatches,
     FutureScore,
     GripperFrames,
@@ -48,7 +49,7 @@ from para_video.prediction import (
 from para_video.readout import ReadoutSpec
 from para_video.runs import output_folder, per_process, plain_settings, same_settings
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
-from para_video.video import VideoFolder
+from para_video.video import VideoFolder, count_frames
 
 HELD_OUT_SEED = 50_000
 """Seeds of held-out episodes start here, away from those of training clips."""
@@ -69,7 +70,7 @@ class VideoConfig:
     episodes: int = 60
     """Simulated episodes of each task to train on."""
     held_out: int = 6
-    """Episodes of each unseen task (or clips of each kept file) to measure on."""
+    """Episodes of each unseen task (or clips, per kept file) to measure on."""
     backbone: str = "mini"
     """Name in the catalogue, or package.module:Class; a generative one."""
     init: Path | None = None
@@ -134,12 +135,16 @@ def own_videos(config: VideoConfig) -> tuple[VideoFolder, VideoFolder]:
     """The user's files to train on, and those kept for measuring.
 
     Raises:
-        ValueError: fewer than two files.
+        ValueError: fewer than two files, or a file that is shorter than a clip. VideoError: a file that cannot be read.
     """
     assert config.videos is not None
     training, kept = VideoFolder(config.videos), VideoFolder(config.videos)
     if len(training) < 2:
         raise ValueError(f"{config.videos} holds one video; put at least two there: one is kept for measuring")
+    needed = (max(*config.contexts, 2) + config.horizon - 1) * config.stride + 1
+    for path in training.paths:
+        if (length := count_frames(path)) < needed:
+            raise ValueError(f"{path} has {length} frames, clips span {needed}; lower --horizon or --stride, or remove the file")
     kept.paths = training.paths[::10]
     training.paths = [path for path in training.paths if path not in set(kept.paths)]
     return training, kept
@@ -157,7 +162,7 @@ def sources(config: VideoConfig, episodes: Sequence[Demo] | VideoFolder) -> list
 
 def unseen_clips(config: VideoConfig, held: Sequence[Demo] | VideoFolder, observed: int) -> tuple[Tensor, Tensor | None]:
     """Clips (n, observed + horizon, 3, H, W) uint8 to measure on, and the gripper's pixels (n, observed + horizon, 2) where known:
-    one from each episode, from its first half on, where most moves."""
+    one from each episode, from anywhere in it."""
     rng, frames = np.random.default_rng((config.seed, 7)), observed + config.horizon
     if isinstance(held, VideoFolder):
         count = max(config.held_out * len(held), 1)
@@ -191,7 +196,7 @@ def train_probe(config: VideoConfig, episodes: Sequence[Demo], out: Path, accele
         label="probe",
         accelerator=accelerator,
     )
-    return probe
+    return probe.cpu()
 
 
 def measure(
@@ -199,6 +204,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Figures of the futures of unseen clips, and strips of some: the true future above a draw and the mean of draws."""
     generator = torch.Generator().manual_seed(config.seed)
+    predictor.cpu()
     score = FutureScore.empty(("copy", "sample", "mean", "expected"), config.horizon)
     errors: dict[str, list[Tensor]] = {}
     strips: list[np.ndarray] = []
@@ -258,16 +264,18 @@ def main(config: VideoConfig) -> dict[str, Any]:
     out = output_folder(config.out, "video", resume=config.resume, accelerator=accelerator)
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
+    torch.manual_seed(config.seed)
+    predictor = VideoPredictor(build_backbone(config.backbone), drop=config.drop)
+    for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
+        with torch.no_grad():
+            predictor(ClipBatch(torch.zeros(1, observed + config.horizon, 3, config.size, config.size), observed))
+    if config.init is not None:
+        console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
     with accelerator.main_process_first():
         if config.videos is not None:
             training, held = own_videos(config)
         else:
-            training = simulated(config, held_out=False)
-            held = simulated(config, held_out=True)
-    torch.manual_seed(config.seed)
-    predictor = VideoPredictor(build_backbone(config.backbone), drop=config.drop)
-    if config.init is not None:
-        console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
+            training, held = simulated(config, held_out=False), simulated(config, held_out=True)
 
     def batches(seed: int, rank: int, processes: int) -> ClipBatches:
         share = per_process(config.batch_size, processes)
@@ -277,13 +285,13 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, ema=0.999)
     result = fit(predictor, batches, fit_config, folder=out, resume=config.resume, label="video", accelerator=accelerator)
+    probe = None if isinstance(training, VideoFolder) else train_probe(config, training, out, accelerator)
     if not accelerator.is_main_process:
         return {}
     notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}
     save_backbone(predictor.backbone, import_string(config.backbone), {}, out, notes)
-    probe = None if isinstance(training, VideoFolder) else train_probe(config, training, out, accelerator)
     summary: dict[str, Any] = {"steps": result.steps, "training_seconds": result.seconds, "unseen": {}}
-    for observed in sorted({2, min(config.contexts)}):
+    for observed in sorted({c for c in config.contexts if c <= 2} or {min(config.contexts)}):
         clips, pixels = unseen_clips(config, held, observed)
         figures, strips = measure(config, predictor, clips, pixels, probe if observed > 1 else None, observed)
         summary["unseen"][str(observed)] = figures

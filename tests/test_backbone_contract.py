@@ -293,6 +293,19 @@ def test_the_future_reaches_the_loss_and_not_the_features(name: str) -> None:
 
 
 @every_backbone
+def test_joint_gives_the_maps_that_are_read(name: str) -> None:
+    backbone = generative(name)
+    leave_start(backbone)
+    observed = backbone.spec.contexts[1]
+    video = clip(backbone.spec, observed + whole(backbone.spec))
+    with torch.no_grad():
+        alone = backbone.features(video[:, :observed], horizon=whole(backbone.spec), since=1.0, generator=generator())
+        joint, loss = backbone.joint(video, observed, since=1.0, generator=generator())
+    torch.testing.assert_close(joint.maps, alone.maps, atol=1e-4, rtol=1e-4)
+    assert torch.equal(joint.times, alone.times) and bool(torch.isfinite(loss))
+
+
+@every_backbone
 def test_joint_is_seeded_and_works_in_bf16(name: str) -> None:
     backbone = generative(name)
     observed, horizon = backbone.spec.contexts[1], whole(backbone.spec)

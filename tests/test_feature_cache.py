@@ -75,18 +75,26 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
 
 def test_a_key_differs_whenever_the_features_would():
     policy, batches = make_policy(), make_batches()
-    other = make_batches()
-    other.demos[1] = replace(other.demos[1], frames=255 - other.demos[1].frames)
+    one = batches.demos[1]
+    camera = replace(one.camera, intrinsics=1.1 * one.camera.intrinsics)
+    others = []
+    for change in ({"frames": 255 - one.frames}, {"moves": 0 * one.positions}, {"rotations": -one.rotations}, {"camera": camera}):
+        others.append(make_batches())
+        others[-1].demos[1] = replace(one, **change)
     keys = [
-        cache_key(policy, batches, 1),
-        cache_key(make_policy(1), batches, 1),
-        cache_key(policy, batches, 2),
-        cache_key(policy, other, 1),
-        *(cache_key(policy, make_batches(**{name: value}), 1) for name, value in {"stride": 2, "seed": 1, "context": 2}.items()),
-        cache_key(policy, make_batches(augmentation=Augmentation()), 1),
-        cache_key(policy, make_batches(augmentation=Augmentation(zoom=1.1)), 1),
+        cache_key(policy, batches, 1, 32),
+        cache_key(make_policy(1), batches, 1, 32),
+        cache_key(policy, batches, 2, 32),
+        *(cache_key(policy, other, 1, 32) for other in others),
+        cache_key(policy, batches, 1, 16),
+        *(
+            cache_key(policy, make_batches(**{name: value}), 1, 32)
+            for name, value in {"stride": 2, "seed": 1, "context": 2}.items()
+        ),
+        cache_key(policy, make_batches(augmentation=Augmentation()), 1, 32),
+        cache_key(policy, make_batches(augmentation=Augmentation(zoom=1.1)), 1, 32),
     ]
-    assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1) == keys[0]
+    assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1, 32) == keys[0]
 
 
 def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
@@ -120,6 +128,7 @@ def test_a_head_learns_from_the_cache_and_the_backbone_stays(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in policy.backbone.state_dict().items())
 
 
-def test_no_copies_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="copies must be at least 1"):
-        cache_features(make_policy(), make_batches(), 0, tmp_path)
+@pytest.mark.parametrize(("copies", "shown"), [(0, {}), (1, {"future": 3})])
+def test_no_copies_and_future_frames_are_refused(copies, shown, tmp_path):
+    with pytest.raises(ValueError, match="copies must be at least 1, .* must not show the future"):
+        cache_features(make_policy(), make_batches(**shown), copies, tmp_path)

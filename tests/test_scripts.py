@@ -20,6 +20,8 @@ from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weig
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.motion import MotionVideos
 from para_video.readout import ReadoutSpec
+from para_video.sims.metaworld import MetaWorldEnv
+from para_video.sims.metaworld_clips import ClipPlan, record_clips
 from para_video.video import write_video
 from pretrain import circles, video
 
@@ -70,6 +72,30 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
     policy = PolicySpec("backbones.mini:MiniVideo", "para_video.heads:ParaHead", head_options={"spec": ReadoutSpec()}).build()
     taken, own = initialise(policy, out)
     assert 0 < taken < own
+
+
+def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, monkeypatch):
+    with MetaWorldEnv("reach-v3", size=64) as env:
+        episodes = record_clips(env, ClipPlan(3, frames=8)).demos
+    monkeypatch.setattr(video, "simulated", lambda config, held_out: episodes)
+    config = video.VideoConfig(
+        steps=2, batch_size=2, samples=2, sampling_steps=2, probe_steps=2, horizon=3, size=64, out=tmp_path / "run"
+    )
+    errors = video.main(config)["unseen"]["2"]["gripper_error_px"]
+    assert list(errors) == ["constant velocity", "sample", "expected", "true frames"] and list(errors["sample"]) == ["1", "2", "3"]
+
+
+def test_what_a_backbone_refuses_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "simulated", lambda *_, **__: pytest.fail("recorded"))
+    with pytest.raises(ValueError, match="multiple of 3 future frames, got 4"):
+        video.main(video.VideoConfig(horizon=4, out=tmp_path / "run"))
+    with pytest.raises(ValueError, match="9 observed frames; this backbone takes 1 to 8"):
+        video.main(video.VideoConfig(contexts=(9,), out=tmp_path / "other"))
+
+
+def test_a_video_shorter_than_a_clip_is_refused_at_once(own_videos, tmp_path):
+    with pytest.raises(ValueError, match="has 8 frames, clips span 10; lower --horizon or --stride"):
+        video.main(video.VideoConfig(videos=own_videos, size=32, out=tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
