@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -254,6 +256,52 @@ def show(figures: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
+    """What a user has to know of the weights beside it, in Markdown."""
+    if config.procedural:
+        data = "synthetic clips alone: circles that fetch things, jointed arms, sliding and spinning shapes"
+    elif config.videos is not None:
+        data = f"{1 - config.synthetic:.0%} clips of a folder of videos, the rest synthetic"
+    else:
+        data = (
+            f"{1 - config.synthetic:.0%} clips of simulated Meta-World scenes ({config.episodes} episodes a task: experts, "
+            "disturbed experts and random motion under random cameras, materials and lights), the rest synthetic (circles, arms, "
+            "shapes)"
+        )
+    seen = " or ".join(map(str, sorted(set(config.contexts))))
+    lines = [
+        f"# A video model: {config.backbone}",
+        "",
+        f"Predicts {config.horizon} frames of {config.size} px from {seen} seen ones, by flow matching.",
+        "",
+        f"    {summary['command']}",
+        "",
+        f"- Data: {data}.",
+        f"- Training: {summary['steps']} steps of {config.batch_size} clips, {summary['training_seconds'] / 3600:.1f} hours.",
+        "- Limits: trained at one frame rate and image size; moving things blur; beyond the trained horizon nothing is promised.",
+        "",
+        "What it says of scenes that it never saw, on the pixels that change (PSNR in dB, SSIM in brackets):",
+    ]
+    for figures in summary["unseen"].values():
+        horizons = list(figures["changing_pixels"])
+        lines += ["", f"| {figures['observed']} seen, {figures['clips']} clips | {' | '.join(f'+{k}' for k in horizons)} |"]
+        lines.append("| --- |" + " --- |" * len(horizons))
+        for name, psnr in figures["psnr_db"].items():
+            cells = [f"{psnr[k]:.2f} ({figures['ssim'][name][k]:.2f})" if psnr[k] is not None else "" for k in horizons]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        for name, error in figures.get("gripper_error_px", {}).items():
+            cells = ["" if error[k] is None else f"{error[k]:.2f} px" for k in horizons]
+            lines.append(f"| gripper, {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Unseen scenes, drawn without choosing: the true future, one draw, the mean of draws.",
+        "",
+        "![](samples.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 # -------------------------------------------------------------------- the story
 
 
@@ -297,6 +345,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
         summary["unseen"][str(observed)] = figures
         for i, picture in enumerate(strips[:8]):
             write_picture(out / f"unseen-{observed}-{i}.png", picture)
+        write_picture(out / "samples.png", np.concatenate(strips[:3]))
         if curves := {
             name: known for name, v in figures["psnr_db"].items() if (known := {k: x for k, x in v.items() if x is not None})
         }:
@@ -307,7 +356,9 @@ def main(config: VideoConfig) -> dict[str, Any]:
                 ylabel="PSNR on changing pixels (dB)",
             )
         show(figures, console)
-    summary |= {"config": plain_settings(config), "seconds": time.perf_counter() - begun}
+    command = shlex.join(["python", "pretrain/video.py", *sys.argv[1:]])
+    summary |= {"command": command, "config": plain_settings(config), "seconds": time.perf_counter() - begun}
+    write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     console.print(f"{summary['seconds']:.0f} s in all. Strips, curves, figures and checkpoint: {out}")
     return summary

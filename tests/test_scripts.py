@@ -65,7 +65,7 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
     assert summary["unseen"] == json.loads((out / "summary.json").read_text())["unseen"] and list(summary["unseen"]) == ["1", "2"]
     figures = summary["unseen"]["2"]
     assert list(figures["psnr_db"]) == ["copy", "sample", "mean", "expected"] and list(figures["ssim"]["mean"]) == ["1", "2", "3"]
-    for name in ("model.safetensors", "config.json", "unseen-1-0.png", "psnr-2.png"):
+    for name in ("model.safetensors", "config.json", "unseen-1-0.png", "psnr-2.png", "samples.png", "README.md"):
         assert (out / name).stat().st_size > 0
     again = video.main(replace(config, resume=True))
     assert again["unseen"] == summary["unseen"]
