@@ -1,6 +1,7 @@
 """Fine-tune robot policies on a few demonstrations and measure them closed loop.
 
     python finetune/robot.py --demos 5
+    python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # two minutes, to look around
 
 Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same initial weights with the same
 budget, and lets each act in simulation: on the training camera's view, and on views turned around the table. What bounds the
@@ -35,7 +36,7 @@ from backbones import import_string
 from para_video.agent import VideoPolicy
 from para_video.baselines import ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
-from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, save_backbone, save_policy
+from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, read_weights, save_backbone, save_policy
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone, import_class
@@ -65,7 +66,7 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
@@ -513,6 +514,10 @@ def main(config: RobotConfig) -> dict[str, Any]:
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "episodes"), accelerator=accelerator)
+    if config.init is not None:
+        read_weights(config.init)  # what is wrong with them is told before anything is recorded
+    elif config.train == "heads" and not config.video_steps:
+        console.print("the backbone is frozen with random weights: pass --init or --video-steps to train it first", style="yellow")
     with accelerator.main_process_first():
         demos = demonstrations(config, console).demos
     video = tune_video(config, demos, out / "video", accelerator, console)
@@ -548,4 +553,4 @@ def main(config: RobotConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(RobotConfig, description=__doc__))
+    command_line(main, RobotConfig, __doc__ or "")

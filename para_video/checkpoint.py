@@ -128,7 +128,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {WEIGHTS_FILE}; pass a folder that save_policy wrote")
+        inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS_FILE}"))]
+        remedy = f"pass one of {[str(path) for path in inside]}" if inside else f"pass a folder that holds {WEIGHTS_FILE}"
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {WEIGHTS_FILE}; {remedy}")
     try:
         weights = load_tensors(path.read_bytes())
     except SafetensorError as error:

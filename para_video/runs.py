@@ -1,20 +1,43 @@
-"""Where a script writes: output folders that are never overwritten."""
+"""How a script is run: its command line, and output folders that are never overwritten."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import os
+import sys
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import tyro
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from rich.console import Console
 
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
 SETTINGS_FILE = "settings.json"
+C = TypeVar("C")
+
+
+def command_line(main: Callable[[C], object], config: type[C], text: str) -> None:
+    """Run a script from its command line: errors that name their remedy are told in one line, and an interrupt too.
+
+    Set PARA_VIDEO_TRACEBACK=1 to see where an error came from.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        main(tyro.cli(config, description=text))
+    except KeyboardInterrupt as interrupt:
+        console.print(f"{interrupt or 'stopped'}; go on with the same options and --resume --out FOLDER", markup=False)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("PARA_VIDEO_TRACEBACK"):
+            raise
+        console.print(f"{type(error).__name__}: {error} [PARA_VIDEO_TRACEBACK=1 shows where]", style="red", markup=False)
+        sys.exit(2)
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
@@ -22,7 +45,7 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
 
     Args:
         wanted: the user's choice; None for the first free of runs/name, runs/name-2, ... name: of the kind of run.
-        resume: whether to go on in a folder that has content.
+        resume: whether to go on in a folder that has content. A folder that holds settings alone is a start that failed, and free.
 
     Raises:
         FileExistsError: the chosen folder has content and resume is off; nothing is touched.
@@ -35,16 +58,21 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
     chosen = [wanted]
     if wanted is None and accelerator.is_main_process:
         number = 1
-        while (folder := RUNS / (name if number == 1 else f"{name}-{number}")).exists():
+        while not _free(folder := RUNS / (name if number == 1 else f"{name}-{number}")):
             number += 1
         chosen = [folder]
     folder = broadcast_object_list(chosen)[0]
     if accelerator.is_main_process:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not _free(folder):
             raise FileExistsError(f"{folder} exists already: add --resume to go on with it, or choose another --out")
+        (folder / SETTINGS_FILE).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return folder
+
+
+def _free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and all(path.name == SETTINGS_FILE for path in folder.iterdir()))
 
 
 def plain_settings(config: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import json
 import math
 import operator
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -56,7 +58,7 @@ class FitConfig:
     ema: float = 0.995
     balance: float = 0.98
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 100
     workers: int = 0
     precision: Literal["bf16", "no"] = "bf16"
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -138,7 +140,7 @@ def fit(
     """Train a policy in place; it ends with the averaged weights.
 
     An interrupted run that is resumed ends with the same weights as one that was not: the random state of a step follows from
-    the seed, the step and the process alone.
+    the seed, the step and the process alone. At the first interrupt (Ctrl-C) the step is finished and its state saved.
 
     Args:
         policy: forward(batch) gives scalar losses by name. batches: (seed, rank, processes) to a dataset whose item i is
@@ -148,6 +150,7 @@ def fit(
     Raises:
         ValueError: the state in `folder` belongs to other settings or another network, or is damaged.
         FloatingPointError: a loss is not finite.
+        KeyboardInterrupt: the user's.
     """
     _keep_freed_memory()
     accelerator = accelerator or make_accelerator(config.precision)
@@ -169,7 +172,9 @@ def fit(
         disable=not accelerator.is_main_process,
         mininterval=1,
     )
-    with bar:
+    with bar, _interrupts() as interrupts:
+        if run.result.steps:
+            bar.write(f"{label}: going on from step {run.result.steps}")
         for step, batch in zip(range(run.result.steps, config.steps), loader, strict=False):
             torch.manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
             losses = _step(trained, optimizers, to_device(batch, accelerator.device), run, accelerator, step)
@@ -178,16 +183,40 @@ def fit(
             if step % 10 == 0 or step + 1 == config.steps:
                 run.result.losses.append({"step": step, **losses})
                 bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
-            if state_path and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+            if state_path and (interrupts or (step + 1) % config.save_every == 0 or step + 1 == config.steps):
                 if accelerator.is_main_process:
                     run.save(state_path)
+                if interrupts:
+                    raise KeyboardInterrupt(f"{label} stopped after step {step + 1}, which is saved")
                 accelerator.wait_for_everyone()
+            elif interrupts:
+                raise KeyboardInterrupt(f"{label} stopped after step {step + 1}")
     with torch.no_grad():
         for name, value in policy.named_parameters():
             if name in average:
                 value.copy_(average[name])
     policy.eval()
     return run.result
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """A list that fills at the first interrupt of the block, which would else leave a step half done; the second one counts."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+        yield seen
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            signal.default_int_handler(number, frame)
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _keep_freed_memory() -> None:

@@ -39,7 +39,7 @@ from para_video.figures import (
 )
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
-from para_video.runs import output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -193,6 +193,8 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     )
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"), frozen=config.train == "heads")
+    if config.train == "heads" and config.init is None:
+        console.print("the backbone is frozen with random weights: pass --init", style="yellow")
     if config.init is not None:
         console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(policy, config.init)))
     clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
@@ -224,4 +226,4 @@ def main(config: CirclesConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CirclesConfig, description=__doc__))
+    command_line(main, CirclesConfig, __doc__ or "")

@@ -49,7 +49,7 @@ from para_video.prediction import (
     video_files,
 )
 from para_video.readout import ReadoutSpec
-from para_video.runs import output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
@@ -365,4 +365,4 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(VideoConfig, description=__doc__))
+    command_line(main, VideoConfig, __doc__ or "")

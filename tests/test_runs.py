@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from para_video.runs import SETTINGS_FILE, per_process, same_settings
+from para_video.runs import SETTINGS_FILE, command_line, output_folder, per_process, same_settings
 from para_video.training import make_accelerator
 from pretrain.circles import CirclesConfig
 
@@ -31,3 +31,36 @@ def test_a_batch_is_shared_out_evenly_or_refused():
     for batch_size, processes in ((8, 3), (0, 1), (-4, 2)):
         with pytest.raises(ValueError, match=f"batch_size {batch_size} must be"):
             per_process(batch_size, processes)
+
+
+def test_a_start_that_failed_leaves_its_folder_free_and_content_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    accelerator = make_accelerator("no")
+    first = output_folder(None, "circles", resume=False, accelerator=accelerator)
+    same_settings(first, CirclesConfig(), free=(), accelerator=accelerator)
+    assert output_folder(None, "circles", resume=False, accelerator=accelerator) == first
+    same_settings(first, CirclesConfig(size=64), free=(), accelerator=accelerator)
+    (first / "training.safetensors").write_bytes(b"work")
+    assert output_folder(None, "circles", resume=False, accelerator=accelerator) != first
+    with pytest.raises(FileExistsError, match="add --resume"):
+        output_folder(first, "circles", resume=False, accelerator=accelerator)
+    assert (first / SETTINGS_FILE).is_file()
+
+
+def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["circles.py", "--size", "64"])
+
+    def wrong(config: CirclesConfig) -> None:
+        raise FileNotFoundError(f"no file of size {config.size} [here]")
+
+    def stopped(config: CirclesConfig) -> None:
+        raise KeyboardInterrupt("circles stopped after step 3, which is saved")
+
+    for main, code, told in ((wrong, 2, "no file of size 64 [here]"), (stopped, 130, "after step 3, which is saved; go on with")):
+        with pytest.raises(SystemExit) as end:
+            command_line(main, CirclesConfig, "text")
+        said = capsys.readouterr().err
+        assert end.value.code == code and told in said and said.count("\n") == 1
+    monkeypatch.setenv("PARA_VIDEO_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        command_line(wrong, CirclesConfig, "text")

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -60,6 +62,29 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, o
     first, second = (load_file(tmp_path / run / STATE_FILE) for run in ("whole", "cut"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_interrupt_finishes_the_step_and_saves_it(tmp_path, capsys):
+    config, whole, cut = replace(CONFIG, save_every=1000), tiny_policy(), tiny_policy()
+    fit(whole, batches, config)
+
+    class Pressed(Dataset):
+        def __init__(self, inner: Dataset) -> None:
+            self.inner = inner
+
+        def __getitem__(self, step: int):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.inner[step]
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3, which is saved"):
+        fit(cut, lambda *place: Pressed(batches(*place)), config, folder=tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+    again = tiny_policy()
+    fit(again, batches, config, folder=tmp_path, resume=True)
+    assert "going on from step 3" in capsys.readouterr().out
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 def test_training_moves_the_weights_and_returns_their_average(tmp_path):
