@@ -1,7 +1,7 @@
 """Fine-tune robot policies on a few demonstrations and measure them closed loop.
 
     python finetune/robot.py --demos 5
-    python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # two minutes, to look around
+    python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # a minute, to look around
 
 Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same initial weights with the same
 budget, and lets each act in simulation: on the training camera's view, and on views turned around the table. What bounds the
