@@ -24,12 +24,12 @@ from matplotlib import pyplot
 from rich.console import Console
 
 from finetune import robot
+from para_video.figures import write_table
 from para_video.rollout import horizon_for, wilson_interval
 from para_video.runs import same_settings
 from para_video.training import make_accelerator, write_atomically
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: benchmarks/freeze_ablation.py -->\n", "<!-- end of table -->"
 HEADING = """# Start, tune, freeze
 
 The same video model from three beginnings, as it is or first tuned on the demonstrations' frames (no actions), then frozen under
@@ -124,20 +124,19 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
     write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
     columns = list(dict.fromkeys((row["task"], row["demos"], row["policy"]) for row in rows))
     titles = [f"{task.removesuffix('-v3')}, {demos}: {policy}" for task, demos, policy in columns]
-    lines = ["| start, tuning, training | " + " | ".join(titles) + " |", "| --- |" + " --- |" * len(titles)]
+    table = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         cells = []
         for key in columns:
             found = [row for row in rows if row["arm"] == arm and (row["task"], row["demos"], row["policy"]) == key]
             cells.append(f"{sum(r['successes'] for r in found)}/{sum(r['episodes'] for r in found)}" if found else "")
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        table.append([arm, *cells])
     made = (
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
         f"seeds {', '.join(map(str, config.seeds))}; successes in the training camera's view."
     )
-    head, rest = (config.page.read_text() if config.page.exists() else HEADING + START + END).split(START)
-    text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]
-    write_atomically(config.page, text.encode())
+    header = ["start, tuning, training", *titles]
+    write_table(config.page, "benchmarks/freeze_ablation.py", header, table, made, heading=HEADING)
     draw(config, rows)
 
 

@@ -29,13 +29,13 @@ from para_video.batches import Augmentation, DemoBatches
 from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
 from para_video.demos import Demo, Plan, cache_folder, cached_demos
 from para_video.feature_cache import CachedBatches, cache_features
+from para_video.figures import write_table
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.runs import same_settings
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: benchmarks/taps.py -->\n", "<!-- end of table -->"
 HEADING = """# Where `mini`'s features are read
 
 A frozen model, a PARA head on each tap and noise level, and its answers on demonstrations that it did not see. Below a level of 1
@@ -137,17 +137,16 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
     """The JSON file, the table and the picture."""
     settings = {name: asdict(config)[name] for name in ("task", "demos", "unseen", "steps", "copies", "seed")}
     write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
-    lines = ["| tap | noise level | denoising steps | median px | median mm | gripper right |", "| --- |" + " --- |" * 5]
+    table = []
     for row in rows:
-        numbers = f"{row['px']:.2f} | {row['mm']:.1f} | {row['gripper']:.1%}"
-        lines.append(f"| {row['tap']} | {row['level']:g} | {row['denoising_steps']} | {numbers} |")
+        numbers = (f"{row['px']:.2f}", f"{row['mm']:.1f}", f"{row['gripper']:.1%}")
+        table.append([row["tap"], f"{row['level']:g}", str(row["denoising_steps"]), *numbers])
     made = (
         f"`python benchmarks/taps.py`: {settings['task']}, {settings['demos']} demonstrations to train on and {settings['unseen']} "
         f"others to measure on, {settings['steps']} steps of 8 clips, one training seed."
     )
-    head, rest = (config.page.read_text() if config.page.exists() else HEADING + START + END).split(START)
-    text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]
-    write_atomically(config.page, text.encode())
+    header = ["tap", "noise level", "denoising steps", "median px", "median mm", "gripper right"]
+    write_table(config.page, "benchmarks/taps.py", header, table, made, heading=HEADING)
     draw(config, rows)
 
 

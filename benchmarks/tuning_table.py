@@ -18,12 +18,12 @@ import tyro
 from rich.console import Console
 
 from finetune import robot
+from para_video.figures import write_table
 from para_video.rollout import horizon_for
 from para_video.runs import same_settings
 from para_video.training import make_accelerator, write_atomically
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: benchmarks/tuning_table.py -->\n", "<!-- end of table -->"
 HEADING = """# How the policies were tuned
 
 Every policy gets the same budget, the same demonstrations and the same learning rates to choose from. The episodes here are not
@@ -84,17 +84,15 @@ def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
     settings = {name: asdict(config.robot)[name] for name in ("task", "demos", "steps", "batch_size", "episodes", "seed")}
     write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
     views = list(rows[0]["cells"])
-    lines = [f"| policy | learning rate | {' | '.join(views)} |", "| --- | --- |" + " --- |" * len(views)]
+    table = []
     for row in rows:
-        cells = " | ".join(f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views)
-        lines.append(f"| {row['policy']} | {row['learning_rate']:g} | {cells} |")
+        cells = [f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views]
+        table.append([row["policy"], f"{row['learning_rate']:g}", *cells])
     made = (
         f"`python benchmarks/tuning_table.py`: {settings['task']}, {settings['demos']} demonstrations, {settings['steps']} steps "
         f"of {settings['batch_size']} clips, training seed {settings['seed']}, tuning seeds from {TUNING_SEED}."
     )
-    head, rest = (config.page.read_text() if config.page.exists() else HEADING + START + END).split(START)
-    text = head + START + "\n".join(["", *lines, "", made, ""]) + "\n" + END + rest.split(END)[1]
-    write_atomically(config.page, text.encode())
+    write_table(config.page, "benchmarks/tuning_table.py", ["policy", "learning rate", *views], table, made, heading=HEADING)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from para_video.camera import Camera
 from para_video.policy import Env
+from para_video.training import whole_folder
 
 FORMAT = 1
 """Version of the files; a set of another version is not read."""
@@ -283,9 +282,7 @@ def save_demos(demos: DemoSet, folder: Path) -> None:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as partial:
         entries = []
         for index, demo in enumerate(demos.demos):
             name = f"demo_{index:04d}.safetensors"
@@ -295,14 +292,6 @@ def save_demos(demos: DemoSet, folder: Path) -> None:
             entries.append({"file": name, "task": demo.task, "seed": demo.seed, "sha256": hashlib.sha256(content).hexdigest()})
         summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
         (partial / "demos.json").write_text(json.dumps(summary, indent=1))
-        partial.chmod(0o755)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process may have finished the same set first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_demos(folder: Path) -> DemoSet:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -28,7 +26,7 @@ from tqdm import tqdm
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches, augmented
 from para_video.features import VideoFeatures
-from para_video.training import write_atomically
+from para_video.training import whole_folder, write_atomically
 
 FORMAT = 2
 COST_FILE = "cost.json"
@@ -55,9 +53,8 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
     folder = root / cache_key(policy, batches, copies, batch_size)
     if folder.exists():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    begun, partial = time.perf_counter(), Path(tempfile.mkdtemp(prefix=".features-", dir=root))
-    try:
+    begun = time.perf_counter()
+    with whole_folder(folder) as partial:
         for copy in tqdm(range(copies), desc="features", unit="copy"):
             parts = list(_forwards(policy, batches, copy, batch_size))
             maps = torch.cat([features.maps for features, _ in parts])
@@ -68,14 +65,6 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
         about = {"size": json.dumps(batches.frames[0].shape[-2:])}
         write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
         write_atomically(partial / COST_FILE, json.dumps({"seconds": time.perf_counter() - begun}).encode())
-        partial.chmod(0o755)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # another process may have finished the same cache first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -25,6 +25,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from para_video.training import write_atomically
+
 Frame = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 MarkStyle = Literal["dot", "cross", "ring", "trajectory"]
@@ -319,6 +321,27 @@ def display_name(key: str) -> str:
 
 
 # -------------------------------------------------------------------- the report
+
+
+def write_table(
+    page: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[str]], made: str, *, heading: str = ""
+) -> None:
+    """Put a table, and a line that says what made it, in its place on a Markdown page.
+
+    Args:
+        name: of what writes the table; the place lies between comments with it. heading: how a page that is not there begins.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
+    text = page.read_text() if page.exists() else f"{heading}{start}{end}\n"
+    if start not in text or end not in text.partition(start)[2]:
+        raise ValueError(f"{page} has no place for the table: it must contain the lines {start.strip()!r} and {end!r}")
+    before, rest = text.split(start)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    whole = before + start + "\n".join(["", *lines, "", made, ""]) + "\n" + end + rest.split(end)[1]
+    write_atomically(page, whole.encode())
 
 
 def write_report(

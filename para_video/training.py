@@ -8,7 +8,9 @@ import json
 import math
 import operator
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -358,3 +360,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise OSError(
             error.errno, f"cannot write {path} ({size:.1f} MB): {error.strerror}; free some space or choose another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which appears under its name when the block has ended well, and not at all else. Where another
+    process finished the same folder first, that one stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

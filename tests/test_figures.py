@@ -288,3 +288,15 @@ def test_report_is_the_same_bytes_twice_and_refuses_media_it_cannot_show(report:
     with pytest.raises(ValueError, match=r"cannot show 'x.svg'; choose from .png"):
         figures.write_report(tmp_path / "c.html", {}, [("x", "", tmp_path / "x.svg")], title="t")
     assert not (tmp_path / "c.html").exists()
+
+
+def test_a_table_takes_its_place_and_nothing_else(tmp_path):
+    page = tmp_path / "page.md"
+    figures.write_table(page, "a.py", ["x", "y"], [["1", "2"]], "made by a", heading="# Title\n\n")
+    page.write_text(page.read_text() + "after\n")
+    figures.write_table(page, "a.py", ["x", "y"], [["3", "4"]], "made again", heading="ignored")
+    text = page.read_text()
+    assert text.startswith("# Title\n") and text.endswith("after\n") and "ignored" not in text
+    assert "| x | y |\n| --- | --- |\n| 3 | 4 |\n\nmade again\n" in text and "| 1 | 2 |" not in text
+    with pytest.raises(ValueError, match=r"page\.md has no place for the table"):
+        figures.write_table(page, "b.py", ["x"], [], "")
