@@ -277,8 +277,10 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
 
 def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, accelerator: Accelerator, console: Console) -> Path | None:
     """Let the backbone learn to predict the demonstrations' frames; gives the checkpoint that policies start from."""
-    if not config.video_steps or (config.resume and (folder / WEIGHTS_FILE).is_file()):
-        return folder if config.video_steps else None
+    if not config.video_steps:
+        return None
+    if config.resume and (folder / WEIGHTS_FILE).is_file():
+        return folder
     torch.manual_seed(config.seed)
     target = import_string(config.backbone)
     predictor = VideoPredictor(import_class(target, VideoBackbone)())
