@@ -30,6 +30,10 @@ from para_video.layers import TokenBlock, places
 STRIDE = 4
 LEAST_LEVEL = 0.2
 """Errors at lower noise levels count as at this one."""
+LEVEL_SHIFT = 4.0
+"""Neighbouring pixels repeat each other, so that what moves where is still plain to see in much noise. Levels are therefore crowded
+towards 1, in training and in sampling: sigma is s u / (1 + (s - 1) u) for a u as a small image would have it (Esser et al. 2024,
+"Scaling rectified flow transformers", eq. 23)."""
 
 
 class ChannelNorm(nn.Module):
@@ -328,7 +332,8 @@ class MiniVideo(VideoBackbone):
     def _drawn(self, past: Tensor, x: Tensor, level: float, steps: int, guidance: float = 1.0) -> Tensor:
         """Noise x (b, groups, tubelet * 3, H, W) brought down from level 1 to another by Euler steps of the flow."""
         nothing = torch.zeros_like(past)
-        for now, after in pairwise(torch.linspace(1, level, steps + 1).tolist()):
+        last = level / (LEVEL_SHIFT - (LEVEL_SHIFT - 1) * level)  # inverts _crowded
+        for now, after in pairwise(_crowded(torch.linspace(1, last, steps + 1)).tolist()):
             sigma, seen = x.new_full((len(x),), now), None if now == 1 else (1 - now) * x
             expected = self._expected(self._maps(past, seen, x.shape[1], sigma)[:, past.shape[1] :], past)
             if guidance != 1:
@@ -345,7 +350,11 @@ def _shown(t: int, since: float | None) -> int:
 
 def _random_levels(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(count,) logit-normal: training is put where denoising is hard (Esser et al. 2024)."""
-    return torch.randn(count, device=device, generator=generator).sigmoid()
+    return _crowded(torch.randn(count, device=device, generator=generator).sigmoid())
+
+
+def _crowded(u: Tensor) -> Tensor:
+    return LEVEL_SHIFT * u / (1 + (LEVEL_SHIFT - 1) * u)
 
 
 def _conv(layer: nn.Conv2d, frames: Tensor) -> Tensor:
