@@ -13,6 +13,7 @@ REQUIRES = [
     "transformers>=4.46",
     "tyro>=0.9",
     "rich>=13.7",
+    "filelock>=3.12",
     "tqdm>=4.66",
     "matplotlib>=3.9",
     "pillow>=10.1",
@@ -36,6 +37,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["para_video", "para_video.*", "backbones", "backbones.*"]), "pretrain", "finetune"],
+    package_data={"backbones": ["weights/*/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

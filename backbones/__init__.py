@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from para_video.checkpoint import load_backbone
 from para_video.features import VideoBackbone, import_class
 
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A backbone of the catalogue.
+
+    Args:
+        target: "package.module:Class". weights: folder under backbones/weights with its pretrained weights, where they come with
+            the package. heads: folder there with a PARA policy on it that was pretrained on circles.
+    """
+
+    target: str
+    weights: str | None = None
+    heads: str | None = None
+
+
 CATALOGUE = {
-    "mini": "backbones.mini:MiniVideo",
+    "mini": Entry("backbones.mini:MiniVideo", weights="mini", heads="circles"),
+    "mini-procedural": Entry("backbones.mini:MiniVideo", weights="mini-procedural"),
+    "mini-random": Entry("backbones.mini:MiniVideo"),
 }
 
 
-def import_string(name: str) -> str:
-    """A catalogue name, or a "package.module:Class" string itself, as an import string.
+def catalogue_entry(name: str) -> Entry:
+    """The entry of a catalogue name, or one made of a "package.module:Class" string.
 
     Raises:
         ValueError: an unknown name.
     """
-    target = CATALOGUE.get(name, name)
-    if ":" not in target:
+    entry = CATALOGUE.get(name) or Entry(name)
+    if ":" not in entry.target:
         raise ValueError(f"unknown backbone {name!r}; choose from {sorted(CATALOGUE)} or 'package.module:Class'")
-    return target
+    return entry
+
+
+def import_string(name: str) -> str:
+    """Of a catalogue name, or the "package.module:Class" string itself. Raises ValueError for an unknown name."""
+    return catalogue_entry(name).target
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The checkpoint of pretrained weights that comes with a backbone. Raises ValueError for an unknown name."""
+    folder = catalogue_entry(name).weights
+    return None if folder is None else WEIGHTS / folder
+
+
+def shipped_heads(name: str) -> Path | None:
+    """The checkpoint of a circles-pretrained policy that comes with a backbone. Raises ValueError for an unknown name."""
+    folder = catalogue_entry(name).heads
+    return None if folder is None else WEIGHTS / folder
 
 
 def backbone_class(name: str) -> type[VideoBackbone]:
@@ -31,5 +71,12 @@ def backbone_class(name: str) -> type[VideoBackbone]:
 
 
 def build_backbone(name: str, **options) -> VideoBackbone:
-    """A backbone from its catalogue name or import string, built with `options`."""
-    return backbone_class(name)(**options)
+    """A backbone from its catalogue name or import string, built with `options`, with the weights that come with it, if any.
+
+    Raises:
+        ValueError: an unknown name, or options with which the weights do not fit.
+    """
+    backbone, weights = backbone_class(name)(**options), shipped_weights(name)
+    if weights is not None:
+        load_backbone(backbone, weights)
+    return backbone

@@ -1,6 +1,6 @@
 """Where are a video model's features best read: after which block, and at which noise level?
 
-    python benchmarks/taps.py --init runs/video
+    python benchmarks/taps.py
 
 freezes the model, trains a PARA head on each tap and noise level from the same few demonstrations, and measures its answers on
 demonstrations that it did not see. Writes results/taps.json and the table and picture of docs/taps.md. Heads that are trained are
@@ -23,10 +23,11 @@ from matplotlib import pyplot
 from rich.console import Console
 from tqdm import tqdm
 
+from backbones import import_string, shipped_weights
 from finetune.robot import LEARNING_RATES, readout_spec
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation, DemoBatches
-from para_video.checkpoint import PolicySpec, initialise, load_policy, save_policy
+from para_video.checkpoint import PolicySpec, load_backbone, load_policy, save_policy
 from para_video.demos import Demo, Plan, cache_folder, cached_demos
 from para_video.feature_cache import CachedBatches, cache_features
 from para_video.figures import write_table
@@ -51,12 +52,13 @@ class Config:
     """What is tried.
 
     Args:
-        init: checkpoint of the video model. task, demos, unseen: demonstrations to train on and to measure on. steps: of each head.
+        backbone: name in the catalogue, of `mini`'s kind. task, demos, unseen: demonstrations to train on and to measure on.
+        steps: of each head.
         copies: augmented ones in the cache. taps: blocks. levels, denoising_steps: noise levels, and how many steps lead to each.
         out: where heads are kept. results: the JSON file. page: the page whose table is replaced; the picture lies beside it.
     """
 
-    init: Path
+    backbone: str = "mini"
     task: str = "pick-place-v3"
     demos: int = 5
     unseen: int = 8
@@ -94,10 +96,12 @@ def head_on(options: dict[str, Any], config: Config, demos: Sequence[Demo], fold
     if (folder / "config.json").is_file():
         return load_policy(folder)[0]
     head = "para_video.heads:ParaHead"
-    spec = PolicySpec("backbones.mini:MiniVideo", head, backbone_options=options, head_options={"spec": readout_spec(demos)})
+    target, weights = import_string(config.backbone), shipped_weights(config.backbone)
+    spec = PolicySpec(target, head, backbone_options=options, head_options={"spec": readout_spec(demos)})
     torch.manual_seed(config.seed)
     policy = spec.build(frozen=True)
-    initialise(policy, config.init)
+    if weights is not None:
+        load_backbone(policy.backbone, weights)
     clips = DemoBatches(
         demos, batch_size=1, chunk=DEFAULT_SCHEDULE.chunk, stride=DEFAULT_SCHEDULE.frame_stride, augmentation=Augmentation(),
         seed=config.seed,
@@ -135,7 +139,7 @@ def unseen_errors(policy: VideoPolicy, demos: Sequence[Demo]) -> dict[str, float
 
 def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
     """The JSON file, the table and the picture."""
-    settings = {name: asdict(config)[name] for name in ("task", "demos", "unseen", "steps", "copies", "seed")}
+    settings = {name: asdict(config)[name] for name in ("backbone", "task", "demos", "unseen", "steps", "copies", "seed")}
     write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
     table = []
     for row in rows:

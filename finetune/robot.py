@@ -29,12 +29,13 @@ import tyro
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import import_string
+from backbones import import_string, shipped_heads, shipped_weights
 from para_video.agent import VideoPolicy
-from para_video.baselines import ActionStatistics, TemporalEnsemble
+from para_video.baselines import HEADS, ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
 from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, read_weights, save_backbone, save_policy
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
@@ -74,16 +75,6 @@ from para_video.video import VideoFolder, write_video
 BatchMaker = Callable[[int, int, int], Dataset]
 """(seed, rank, processes) to batches, as `fit` takes them."""
 
-HEADS = {
-    "para": ("para_video.heads:ParaHead", {}),
-    "act": ("para_video.baselines:ActHead", {}),
-    "act-plain": ("para_video.baselines:ActHead", {}),
-    "regression": ("para_video.baselines:GlobalRegressionHead", {}),
-    "regression-xyz-average": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "average"}),
-    "regression-xyz-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "softmax"}),
-    "regression-uvh-average": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "average"}),
-    "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
-}
 OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
 LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 """Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
@@ -107,9 +98,12 @@ class RobotConfig:
     """Comma-separated: para, act (act-plain without temporal ensembling), regression (its form xyz-softmax), or
     regression-{xyz,uvh}-{average,softmax}."""
     backbone: str = "mini"
-    """Name in the catalogue, or package.module:Class; the same for every policy."""
-    init: Path | None = None
-    """Checkpoint to start from, such as pretrain/circles.py writes; weights of the same name and shape are taken."""
+    """Name in the catalogue (mini, mini-procedural, mini-random), or package.module:Class; the same for every policy."""
+    init: str | None = None
+    """Checkpoint to start from on top of the backbone's weights, such as pretrain/circles.py writes; weights of the same name and
+    shape are taken. Default: the circles-pretrained heads that come with the backbone, if any; none: fresh heads."""
+    init_part: Literal["both", "backbone", "head"] = "both"
+    """What is taken from there."""
     train: Literal["all", "heads", "joint"] = "all"
     """Train backbone and head, the head alone on a frozen backbone (whose features are computed once), or both while the backbone
     keeps learning to predict the demonstrations' frames."""
@@ -175,6 +169,24 @@ class RobotConfig:
     @property
     def policy_names(self) -> list[str]:
         return [name.strip() for name in self.policies.split(",") if name.strip()]
+
+    @property
+    def init_folder(self) -> Path | None:
+        """The checkpoint that `init` stands for."""
+        if self.init is None:
+            return shipped_heads(self.backbone)
+        return None if self.init.lower() == "none" else Path(self.init)
+
+    def start(self, module: nn.Module, name: str, console: Console, video: Path | None = None) -> None:
+        """Load a policy's or a predictor's weights: those that come with the backbone, `init` on top, `video` last.
+
+        Raises:
+            FileNotFoundError, ValueError: as of `initialise`.
+        """
+        part = "" if self.init_part == "both" else self.init_part
+        for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
+            if folder is not None:
+                console.print(f"{name} starts from {folder}: {{}} of {{}} tensors".format(*initialise(module, folder, part=taken)))
 
     @property
     def offsets(self) -> dict[str, float]:
@@ -284,8 +296,7 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
     torch.manual_seed(config.seed)
     target = import_string(config.backbone)
     predictor = VideoPredictor(import_class(target, VideoBackbone)())
-    if config.init is not None:
-        console.print(f"video starts from {config.init}: {{}} of {{}} tensors".format(*initialise(predictor, config.init)))
+    config.start(predictor, "video", console)
     stride, chunk = DEFAULT_SCHEDULE.frame_stride, DEFAULT_SCHEDULE.chunk
     shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, Augmentation()), 1.0)]
     if config.extra_videos is not None:
@@ -304,9 +315,11 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
     return folder
 
 
-def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[Demo], spec: PolicySpec) -> tuple[BatchMaker, float]:
-    """What a policy is trained on: clips, clips with their future, or features computed once; and the seconds that these took,
-    which count for every policy that uses them."""
+def training_batches(
+    config: RobotConfig, policy: VideoPolicy, demos: Sequence[Demo], spec: PolicySpec, features: Path
+) -> tuple[BatchMaker, float]:
+    """What a policy is trained on: clips, clips with their future, or features computed once (kept in the folder `features`); and
+    the seconds that these took, which count for every policy that uses them."""
     if config.train == "joint" and not policy.backbone.spec.generative:
         raise ValueError(f"{config.backbone} has no generative loss to train jointly with; pass --train all or --train heads")
     schedule = spec.schedule
@@ -319,7 +332,7 @@ def training_batches(config: RobotConfig, policy: VideoPolicy, demos: Sequence[D
             demos, batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank, **options
         ), 0.0
     clips = DemoBatches(demos, batch_size=1, seed=config.seed, **options)
-    cache = cache_features(policy, clips, config.copies, cache_folder().with_name("features"))
+    cache = cache_features(policy, clips, config.copies, features)
     return lambda seed, rank, processes: CachedBatches(
         cache, clips[0], batch_size=per_process(config.batch_size, processes), seed=seed, rank=rank
     ), json.loads((cache / COST_FILE).read_text())["seconds"]
@@ -333,11 +346,13 @@ def train(
     accelerator: Accelerator,
     console: Console,
     video: Path | None = None,
+    features: Path | None = None,
 ) -> tuple[VideoPolicy, dict[str, Any]]:
     """Train a policy, or load it where a resumed run had finished it; gives it and its steps and seconds.
 
     Args:
-        video: a backbone's checkpoint to start from, after that of `config.init`.
+        video: a backbone's checkpoint to start from, on top of the others. features: where those of a frozen backbone are cached;
+            default beside the cached demonstrations.
     """
     spec = policy_spec(name, config, demos)
     trusted = (spec.backbone.split(".")[0], "para_video")
@@ -346,13 +361,11 @@ def train(
         return load_policy(folder, trusted=trusted)[0], json.loads(notes.read_text())
     torch.manual_seed(config.seed)  # the backbone is drawn first: its initial weights are the same for every policy
     policy = spec.build(trusted=trusted, frozen=config.train == "heads")
-    for start in (config.init, video):
-        if start is not None:
-            console.print(f"{name} starts from {start}: {{}} of {{}} tensors".format(*initialise(policy, start)))
+    config.start(policy, name, console, video)
     kind = name.split("-")[0]
     rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
     with accelerator.main_process_first():
-        batches, prepared = training_batches(config, policy, demos, spec)
+        batches, prepared = training_batches(config, policy, demos, spec, features or cache_folder().with_name("features"))
     fit_config = FitConfig(config.steps, rate, config.backbone_learning_rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
     cost = {"steps": result.steps, "seconds": result.seconds + prepared, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}
@@ -516,10 +529,11 @@ def main(config: RobotConfig) -> dict[str, Any]:
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "episodes"), accelerator=accelerator)
-    if config.init is not None:
-        read_weights(config.init)  # what is wrong with them is told before anything is recorded
-    elif config.train == "heads" and not config.video_steps:
-        console.print("the backbone is frozen with random weights: pass --init or --video-steps to train it first", style="yellow")
+    starts = [folder for folder in (shipped_weights(config.backbone), config.init_folder) if folder is not None]
+    for folder in starts:
+        read_weights(folder)  # what is wrong with them is told before anything is recorded
+    if config.train == "heads" and not (starts or config.video_steps):
+        console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
     with accelerator.main_process_first():
         demos = demonstrations(config, console).demos
     video = tune_video(config, demos, out / "video", accelerator, console)

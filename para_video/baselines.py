@@ -36,6 +36,18 @@ CAMERA_DIM = 13
 PATCH = 4
 """Map cells a side that ACT makes one token of, once a map is laid over the image."""
 
+HEADS: dict[str, tuple[str, dict[str, str]]] = {
+    "para": ("para_video.heads:ParaHead", {}),
+    "act": ("para_video.baselines:ActHead", {}),
+    "act-plain": ("para_video.baselines:ActHead", {}),
+    "regression": ("para_video.baselines:GlobalRegressionHead", {}),
+    "regression-xyz-average": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "average"}),
+    "regression-xyz-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "xyz", "pooling": "softmax"}),
+    "regression-uvh-average": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "average"}),
+    "regression-uvh-softmax": ("para_video.baselines:GlobalRegressionHead", {"target": "uvh", "pooling": "softmax"}),
+}
+"""Compared heads and their options, by the names that scripts call them. The options that depend on data come beside."""
+
 
 def _chosen(what: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
@@ -79,17 +91,31 @@ class ActionStatistics:
         """
         if not demos:
             raise ValueError("no demonstrations to take statistics of; record at least one")
-        columns: list[list[Tensor]] = [[], [], [], []]
+        chunks = []
         for demo in demos:
             goals = torch.from_numpy(demo.targets(np.arange(len(demo)), chunk=chunk, stride=stride)[0]).double()
             starts = torch.from_numpy(demo.positions).double()[:, None].expand_as(goals)
             camera, size = demo.camera.to(torch.float64), demo.frames.shape[1:3]
-            seen = [_fractions(camera.project(points.flatten(0, 1))[0], size) for points in (goals, starts)]
-            parts = [goals.flatten(0, 1), (goals - starts).flatten(0, 1), seen[0], seen[0] - seen[1]]
-            for column, part in zip(columns, parts, strict=True):
-                column.append(part)
+            points = [part.flatten(0, 1) for part in (goals, starts)]
+            chunks.append([*points, *(_fractions(camera.project(part)[0], size) for part in points)])
+        return cls._of_points([torch.cat(parts) for parts in zip(*chunks, strict=True)], floor)
+
+    @classmethod
+    def of_batch(cls, batch: Batch, *, floor: float = 0.01) -> ActionStatistics:
+        """The statistics of one large batch that has a robot, over the targets that are labelled."""
+        state, targets, size = _robot(batch.state), batch.targets, batch.clip.shape[-2:]
+        assert targets.positions is not None and targets.position_mask is not None
+        mask = targets.position_mask
+        starts, seen = (x[:, None].expand(-1, mask.shape[1], -1)[mask] for x in (state.position, state.pixel()))
+        goals = (targets.positions[mask], starts, _fractions(targets.pixels[mask], size), _fractions(seen, size))
+        return cls._of_points([part.double() for part in goals], floor)
+
+    @classmethod
+    def _of_points(cls, points: Sequence[Tensor], floor: float) -> ActionStatistics:
+        """points: goals and starts (n, 3) in the world, then their places (n, 2) in the image."""
+        goals, starts, pixels, start_pixels = points
         numbers = []
-        for values in map(torch.cat, columns):
+        for values in (goals, goals - starts, pixels, pixels - start_pixels):
             numbers += [tuple(values.mean(0).tolist()), tuple(values.std(0, correction=0).clamp_min(floor).tolist())]
         return cls(*numbers)
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from para_video.agent import Batch, RobotState
-from para_video.camera import Camera
+from para_video.camera import Camera, look_at
 from para_video.circles import CircleVideos
 from para_video.demos import Demo
 from para_video.readout import Targets, matrix_from_euler
 
 T = TypeVar("T")
+OVERHEAD_FOV_DEG = 40.0
+"""Of the camera over circles that play a robot: its image is 0.73 m wide, about as much as a robot's camera shows of a table."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class CircleBatches(Dataset):
 
     Args:
         circles: to draw clips from; `observed` frames of each are seen. batch_size: clips. track, still: shares of the batches that
-            ask for every frame, and that show one. rank, processes: of this process; all draw different clips.
+            ask for every frame, and that show one. planar: whether batches are given a robot, see `circle_batch`.
+        rank, processes: of this process; all draw different clips.
     """
 
     def __init__(
@@ -66,11 +69,12 @@ class CircleBatches(Dataset):
         batch_size: int,
         track: float = 0.08,
         still: float = 0.05,
+        planar: bool = False,
         rank: int = 0,
         processes: int = 1,
         length: int = 2**31,
     ) -> None:
-        self.circles, self.batch_size, self.track, self.still = circles, batch_size, track, still
+        self.circles, self.batch_size, self.track, self.still, self.planar = circles, batch_size, track, still, planar
         self.rank, self.processes, self.length = rank, processes, length
 
     def __len__(self) -> int:
@@ -81,12 +85,20 @@ class CircleBatches(Dataset):
         kind = np.random.default_rng((self.circles.seed, step, 1)).random()
         context = 1 if kind < self.still else self.circles.observed
         since = 1 - context if kind < self.still + self.track else 0
-        return circle_batch(self.circles, range(first, first + self.batch_size), context, since)
+        return circle_batch(self.circles, range(first, first + self.batch_size), context, since, planar=self.planar)
 
 
-def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int, since: int | None = None) -> Batch:
+def circle_batch(
+    circles: CircleVideos, indices: Sequence[int], context: int, since: int | None = None, *, planar: bool = False
+) -> Batch:
     """Clips by index, of whose observed frames the last `context` are shown; targets are the shown frames from time `since` on
-    (default all) and the future ones."""
+    (default all) and the future ones.
+
+    Args:
+        planar: regression needs a robot and places in the world: the circle is then the gripper of one that moves in the plane
+            z = 0 under a camera that looks straight down. It is told where the circle is in the last observed frame, which a head
+            that is given no robot has to see.
+    """
     clips = [circles.shown(i) for i in indices]
     hidden = circles.observed - context
     video = torch.stack([clip.video[hidden:] for clip in clips]).float() / 255
@@ -95,7 +107,16 @@ def circle_batch(circles: CircleVideos, indices: Sequence[int], context: int, si
         torch.stack(part)[:, first:] for part in zip(*((clip.centres, clip.visible) for clip in clips), strict=True)
     )
     times = torch.arange(centres.shape[1]) + (first - circles.observed + 1.0)
-    return Batch(video, Targets(centres, visible), times=times)
+    if not planar:
+        return Batch(video, Targets(centres, visible), times=times)
+    b, size = len(clips), (video.shape[-2], video.shape[-1])
+    above = look_at(torch.tensor([0.0, 0.6, 1.0]), torch.tensor([0.0, 0.6, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
+    camera = Camera.from_fov(OVERHEAD_FOV_DEG, size, above.expand(b, 4, 4))
+    present = torch.stack([clip.centres[circles.observed - 1] for clip in clips])
+    shown = torch.cat([present[:, None], centres], 1)
+    places = camera.lift_at_height(shown, torch.zeros(shown.shape[:2]))
+    state = RobotState(camera, places[:, 0], torch.eye(3).expand(b, 3, 3), torch.full((b,), 0.5))
+    return Batch(video, Targets(centres, visible, positions=places[:, 1:], position_mask=visible), state, times)
 
 
 def warp_images(images: Tensor, homography: Tensor) -> Tensor:

@@ -81,14 +81,7 @@ def load_policy(folder: Path, *, trusted: tuple[str, ...] = TRUSTED) -> tuple[Vi
     """
     spec = _read_config(folder)
     policy = spec.build(trusted=trusted)
-    weights = read_weights(folder)
-    wanted = policy.state_dict()
-    wrong = sorted(
-        k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape
-    )
-    if wrong:
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit its config: {wrong[:4]} differ; save the policy again")
-    policy.load_state_dict(weights)
+    _load_all(policy, read_weights(folder), folder, "its config; save the policy again")
     return policy.eval(), spec
 
 
@@ -102,6 +95,26 @@ def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, An
     write_atomically(folder / WEIGHTS_FILE, save_tensors(weights))
     config = {"format": FORMAT, "backbone": {"target": target, "options": _plain(options)}, "notes": dict(notes)}
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_backbone(backbone: VideoBackbone, folder: Path) -> None:
+    """Give a backbone all its weights from a checkpoint of a backbone or a policy.
+
+    Raises:
+        FileNotFoundError: no weights there. ValueError: a damaged file, or weights of another shape.
+    """
+    parts = {name.partition(".")[2]: value for name, value in read_weights(folder).items() if name.startswith("backbone.")}
+    _load_all(backbone, parts, folder, f"this {type(backbone).__name__}; build it with the options of the checkpoint")
+
+
+def _load_all(module: nn.Module, weights: Mapping[str, Tensor], folder: Path, misfit: str) -> None:
+    wanted = module.state_dict()
+    wrong = sorted(
+        k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape
+    )
+    if wrong:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {misfit}: {wrong[:4]} differ")
+    module.load_state_dict(weights)
 
 
 def _read_config(folder: Path) -> PolicySpec:
@@ -141,9 +154,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def initialise(policy: nn.Module, folder: Path) -> tuple[int, int]:
+def initialise(policy: nn.Module, folder: Path, *, part: str = "") -> tuple[int, int]:
     """Copy every weight of a checkpoint that has the same name and shape in the policy. Buffers stay: statistics of demonstrations
     belong to the policy's own.
+
+    Args:
+        part: "backbone" or "head" for that part alone.
 
     Returns:
         how many of the policy's weights were taken, and how many it has.
@@ -152,7 +168,9 @@ def initialise(policy: nn.Module, folder: Path) -> tuple[int, int]:
         ValueError: none fits.
     """
     weights, own = read_weights(folder), dict(policy.named_parameters())
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    fitting = {
+        name: value for name, value in weights.items() if name.startswith(part) and name in own and own[name].shape == value.shape
+    }
     if not fitting:
         raise ValueError(f"nothing in {folder} fits this policy: another backbone, or other widths; pass the same --backbone")
     policy.load_state_dict(fitting, strict=False)

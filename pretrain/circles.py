@@ -22,8 +22,9 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import import_string
-from para_video.agent import VideoPolicy
+from backbones import import_string, shipped_weights
+from para_video.agent import Batch, VideoPolicy
+from para_video.baselines import HEADS, ActionStatistics
 from para_video.batches import CircleBatches, circle_batch
 from para_video.checkpoint import PolicySpec, initialise, save_policy
 from para_video.circles import CircleVideos, constant_velocity
@@ -37,6 +38,7 @@ from para_video.figures import (
     upscale_points,
     write_picture,
 )
+from para_video.heads import ParaHead
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
@@ -54,11 +56,13 @@ class CirclesConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/circles, runs/circles-2, ..."""
     backbone: str = "mini"
-    """Name in the catalogue, or package.module:Class."""
+    """Name in the catalogue (mini, mini-procedural, mini-random), or package.module:Class."""
+    policy: Literal[*HEADS] = "para"  # type: ignore[valid-type]
+    """PARA's head, or a baseline's, which is told where the circle is in the last frame that it sees."""
     train: Literal["all", "heads"] = "all"
     """Train backbone and head, or the head alone on a backbone that has been trained already."""
     init: Path | None = None
-    """Checkpoint folder to start from; weights of the same name and shape are taken."""
+    """Checkpoint folder to start from, on top of the backbone's weights; those of the same name and shape are taken."""
     steps: int = 1000
     """Optimiser steps."""
     batch_size: int = 8
@@ -92,6 +96,20 @@ class CirclesConfig:
             raise ValueError(f"learning_rate must be positive and seed not negative, got {self.learning_rate} and {self.seed}")
 
 
+def circle_policy(config: CirclesConfig, circles: CircleVideos) -> PolicySpec:
+    """What is trained; a baseline's targets are normalised by what circles do."""
+    head, options = HEADS[config.policy]
+    options = {"spec": ReadoutSpec(), **options}
+    if config.policy != "para":
+        options["statistics"] = ActionStatistics.of_batch(circle_batch(circles, range(256), 1, planar=True))
+    return PolicySpec(
+        backbone=import_string(config.backbone),
+        head=head,
+        times=tuple(float(t) for t in range(1, config.future + 1)),
+        head_options=options,
+    )
+
+
 def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> dict[str, Tensor]:
     """What the policy finds on clips of a set that it was not trained on.
 
@@ -101,8 +119,8 @@ def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> d
     """
     errors, guesses, seen = [], [], []
     for first in tqdm(range(0, count, 32), desc="held-out clips", unit="batch"):
-        batch = circle_batch(circles, range(first, min(first + 32, count)), circles.observed)
-        pixels, _ = find_circles(policy, batch.clip, batch.times)
+        batch = circle_batch(circles, range(first, min(first + 32, count)), circles.observed, planar=True)
+        pixels = find_circles(policy, batch)[0]
         truth, visible = batch.targets.pixels, batch.targets.visible
         guess = torch.full_like(truth, torch.nan)
         guess[:, circles.observed :] = constant_velocity(truth[:, : circles.observed], truth.shape[1] - circles.observed)
@@ -113,17 +131,26 @@ def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> d
 
 
 @torch.no_grad()
-def find_circles(policy: VideoPolicy, clip: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (b, t, 2) and heatmaps (b, t, h, w) of probabilities at times (t,), ascending, for clips (b, n, 3, H, W); the past is
-    asked for apart, as most training batches ask for the present and the future alone."""
-    device, found = next(policy.parameters()).device, []
+def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Pixels (b, t, 2), and PARA's heatmaps (b, t, h, w) of probabilities, at the batch's ascending times; the past is asked for
+    apart, as most training batches ask for the present and the future alone."""
+    device, times, found, size = next(policy.parameters()).device, batch.times, [], tuple(batch.clip.shape[-2:])
+    assert times is not None
+    heatmaps = isinstance(policy.head, ParaHead)
     with torch.autocast(device.type, torch.bfloat16):
         for asked in (times[times < 0], times[times >= 0]):
             if len(asked):
-                features, query = policy.features(clip.to(device), asked.to(device))
-                found.append(policy.head(features, times=query.times, size=query.size).heat.float().cpu())
+                features, query = policy.features(batch.clip.to(device), asked.to(device))
+                if heatmaps:
+                    found.append(policy.head(features, times=query.times, size=query.size).heat.float().cpu())
+                else:
+                    assert batch.state is not None
+                    answer = policy.head.predict(features, query, batch.state.to(device))
+                    found.append(batch.state.camera.project(answer.positions.float().cpu())[0])
+    if not heatmaps:
+        return torch.cat(found, 1), None
     heat = torch.cat(found, 1)
-    grid, size = heat.shape[-2:], tuple(clip.shape[-2:])
+    grid = heat.shape[-2:]
     return cells_to_pixels(window_soft_argmax(heat), grid, size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
 
 
@@ -151,9 +178,9 @@ def draw(policy: VideoPolicy, circles: CircleVideos, folder: Path, clips: int = 
     """Overlay pictures of held-out clips, and a short video of them."""
     film = []
     for i in range(clips):
-        clip = circles[i]
-        times = torch.arange(len(clip.video)) - (circles.observed - 1.0)
-        pixels, heat = find_circles(policy, clip.video[None, : circles.observed].float() / 255, times)
+        clip, batch = circles[i], circle_batch(circles, [i], circles.observed)
+        times = batch.times
+        pixels, heat = find_circles(policy, batch)
         frames = clip.video.permute(0, 2, 3, 1).numpy()
         truth = clip.centres.masked_fill(~clip.visible[:, None], torch.nan).numpy()
         names = [f"seen {t:+.0f}" if t <= 0 else f"predicted +{t:.0f}" for t in times]
@@ -185,33 +212,30 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "circles", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "held_out", "workers"), accelerator=accelerator)
-    spec = PolicySpec(
-        backbone=import_string(config.backbone),
-        head="para_video.heads:ParaHead",
-        times=tuple(float(t) for t in range(1, config.future + 1)),
-        head_options={"spec": ReadoutSpec()},
-    )
+    clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
+    training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
+    spec = circle_policy(config, training)
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"), frozen=config.train == "heads")
-    if config.train == "heads" and config.init is None:
-        console.print("the backbone is frozen with random weights: pass --init", style="yellow")
-    if config.init is not None:
-        console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(policy, config.init)))
-    clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
+    starts = [folder for folder in (shipped_weights(config.backbone), config.init) if folder is not None]
+    if config.train == "heads" and not starts:
+        console.print(f"{config.backbone} is frozen with random weights: pass --init", style="yellow")
+    for folder in starts:
+        console.print("taken from {}: {} of {} tensors".format(folder, *initialise(policy, folder)))
 
     def batches(seed: int, rank: int, processes: int) -> CircleBatches:
         share = per_process(config.batch_size, processes)
-        return CircleBatches(CircleVideos(seed=2 * seed, **clips), batch_size=share, rank=rank, processes=processes)
+        return CircleBatches(training, batch_size=share, planar=config.policy != "para", rank=rank, processes=processes)
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, workers=config.workers)
     result = fit(policy, batches, fit_config, folder=out, resume=config.resume, label="circles", accelerator=accelerator)
     if not accelerator.is_main_process:
         return {}
     save_policy(policy, spec, out, {"made_by": "pretrain/circles.py", "steps": result.steps, "seed": config.seed})
-    unseen = CircleVideos(seed=2 * config.seed + 1, **clips)
     summary = summarise(held_out_errors(policy, unseen, config.held_out), config.observed)
-    draw(policy, unseen, out)
-    curves = {"PARA head": summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
+    if config.policy == "para":
+        draw(policy, unseen, out)
+    curves = {config.policy: summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
     error_curve(out / "error.png", curves, title="Circle tracking: held-out clips", ylabel="median error (px)")
     summary |= {
         "steps": result.steps,

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import build_backbone, import_string
+from backbones import backbone_class, import_string
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, initialise, save_backbone
 from para_video.demos import Demo
@@ -74,9 +74,9 @@ class VideoConfig:
     held_out: int = 6
     """Episodes of each unseen task (or clips, per kept file) to measure on."""
     backbone: str = "mini"
-    """Name in the catalogue, or package.module:Class; a generative one."""
+    """Name in the catalogue, or package.module:Class; a generative one. It starts from random weights."""
     init: Path | None = None
-    """Checkpoint to start from."""
+    """Checkpoint to start from instead."""
     steps: int = 12000
     """Optimiser steps."""
     batch_size: int = 8
@@ -313,7 +313,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
     torch.manual_seed(config.seed)
-    predictor = VideoPredictor(build_backbone(config.backbone), drop=config.drop)
+    predictor = VideoPredictor(backbone_class(config.backbone)(), drop=config.drop)
     for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
         with torch.no_grad():
             predictor(ClipBatch(torch.zeros(1, observed + config.horizon, 3, config.size, config.size), observed))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import CATALOGUE, backbone_class, build_backbone
+from backbones import CATALOGUE, backbone_class
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
 
 
@@ -47,14 +47,14 @@ SMALL: dict[str, dict] = {
 NOISY = {"tap": "middle", "level": 0.6, "denoising_steps": 2}
 """Another place to read `mini` at."""
 
-ENTRIES = [*CATALOGUE, f"{__name__}:TinyImage"]
+ENTRIES = [*{entry.target: name for name, entry in reversed(CATALOGUE.items())}.values(), f"{__name__}:TinyImage"]
 every_backbone = pytest.mark.parametrize("name", ENTRIES)
 
 
 def build(name: str) -> VideoBackbone:
     assert name in SMALL, f"add to SMALL the options that make {name!r} small"
     torch.manual_seed(0)
-    return build_backbone(name, **SMALL[name]).eval()
+    return backbone_class(name)(**SMALL[name]).eval()
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -489,7 +489,7 @@ def test_sinusoids_tell_values_apart() -> None:
 
 @pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4)])
 def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channels: int, stride: int) -> None:
-    backbone = build_backbone("mini", **SMALL["mini"], tap=tap).eval()
+    backbone = backbone_class("mini")(**SMALL["mini"], tap=tap).eval()
     later = {"coarse": ["up2", "up1"], "middle": ["up1"], "fine": []}[tap]
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
@@ -499,7 +499,7 @@ def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channe
 
 
 def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> None:
-    backbone = build_backbone("mini", **SMALL["mini"], **NOISY).eval()
+    backbone = backbone_class("mini")(**SMALL["mini"], **NOISY).eval()
     leave_start(backbone)
     video = clip(backbone.spec, 2)
     with torch.no_grad():
@@ -514,4 +514,4 @@ def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> No
 @pytest.mark.parametrize("wrong", [{"tap": "finest"}, {"level": 0.0}, {"level": 1.2}, {"denoising_steps": 0}])
 def test_impossible_taps_and_levels_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="tap must be one of"):
-        build_backbone("mini", **wrong)
+        backbone_class("mini")(**wrong)

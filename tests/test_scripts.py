@@ -138,7 +138,7 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
     monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     config = robot.RobotConfig(
-        task="reach-v3", demos=2, policies="para,regression,act", init=pretrained, steps=2, batch_size=2, episodes=1,
+        task="reach-v3", demos=2, policies="para,regression,act", init=str(pretrained), steps=2, batch_size=2, episodes=1,
         size=64, spread_over=4, out=out,
     )  # fmt: skip
     summary = robot.main(config)

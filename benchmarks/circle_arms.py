@@ -1,0 +1,115 @@
+"""What do circles teach? Few demonstrations, from a policy that was pretrained on circles, or from a part of it.
+
+    python pretrain/circles.py --out runs/circles
+    python pretrain/circles.py --policy regression --out runs/circles-regression
+    python benchmarks/circle_arms.py
+
+trains every policy from {nothing, the circles' backbone, their head, both} on top of the shipped video model, and from the shipped
+heads, which were trained on the frozen video model; and lets each act. Regression starts from its own circles. Rows go to
+results/circle_arms.json as they are measured, and from there into the table and picture of docs/circle_arms.md; run it again
+after a cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from backbones import shipped_heads
+from finetune.grid import Row, Rows, cell, draw_arms, gain, measure
+from finetune.robot import RobotConfig
+from para_video.figures import write_table
+
+ROOT = Path(__file__).parent.parent
+ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "shipped head": "both"}
+"""What is taken from circles by the arm's name."""
+HEADING = """# What circles teach
+
+Five demonstrations, and a start from nothing but the shipped video model, or from parts of a policy that learnt to track and
+predict circles. Gains are over the arm "none" of the same policy, with 95 % intervals by bootstrap over episodes; one training
+seed.
+
+![Success by arm](circle_arms.png)
+
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The grid.
+
+    Args:
+        circles, regression: checkpoints of pretrain/circles.py, for each policy. tasks, demos, seeds, arms: of the grid. steps: of
+            each policy. episodes: of each cell, in the training camera's view and at 18 degrees.
+        out: where unfinished work is kept. results: the JSON file. page: the page whose table is replaced; the picture lies beside.
+    """
+
+    circles: Path = Path("runs/circles")
+    regression: Path = Path("runs/circles-regression")
+    tasks: tuple[str, ...] = ("pick-place-v3", "hammer-v3", "coffee-pull-v3")
+    demos: tuple[int, ...] = (5,)
+    seeds: tuple[int, ...] = (0,)
+    arms: tuple[str, ...] = tuple(ARMS)
+    steps: int = 900
+    episodes: int = 50
+    out: Path = Path("runs/circle-arms")
+    results: Path = ROOT / "results" / "circle_arms.json"
+    page: Path = ROOT / "docs" / "circle_arms.md"
+
+
+def main(config: Config) -> list[Row]:
+    """Train and measure what is missing, then write the table and the picture of all rows."""
+    console, rows = Console(), Rows(config.results, {name: asdict(config)[name] for name in ("steps", "episodes")})
+    for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, config.arms):
+        starts = {"para": config.circles, "regression": config.regression}
+        if arm == "shipped head":
+            shipped = shipped_heads("mini")
+            assert shipped is not None
+            starts = {"para": shipped}
+        configs = {
+            name: RobotConfig(
+                task=task, demos=demos, seed=seed, init=str(start) if ARMS[arm] else "none", init_part=ARMS[arm] or "both",
+                steps=config.steps, episodes=config.episodes,
+            )
+            for name, start in starts.items()
+        }  # fmt: skip
+        measure(arm, configs, rows, config.out, console)
+    write(config, rows)
+    return rows.find()
+
+
+def write(config: Config, rows: Rows) -> None:
+    """The table and the picture."""
+    found = rows.find()
+    tasks, policies = (list(dict.fromkeys(row[name] for row in found)) for name in ("task", "policy"))
+    views = list(found[0]["succeeded"])
+    table = []
+    for policy, arm in itertools.product(policies, config.arms):
+        cells = [cell(rows.find(policy=policy, arm=arm, task=task), view) for task in tasks for view in views]
+        if any(cells):
+            table.append([policy, arm, *cells, *(told_gain(rows, policy, arm, view) for view in views)])
+    titles = [f"{task.removesuffix('-v3')}, {view}" for task in tasks for view in views]
+    header = ["policy", "from circles", *titles, *(f"gain, {view}" for view in views)]
+    made = f"`python benchmarks/circle_arms.py`: {config.steps} steps of each policy; successes."
+    write_table(config.page, "benchmarks/circle_arms.py", header, table, made, heading=HEADING)
+    draw_arms(config.page.with_name("circle_arms.png"), found, list(config.arms), policies, "All tasks, training camera's view")
+
+
+def told_gain(rows: Rows, policy: str, arm: str, view: str) -> str:
+    """The gain over nothing in percentage points, on the tasks that both have."""
+    with_arm = rows.find(policy=policy, arm=arm)
+    tasks: Sequence[str] = [row["task"] for row in with_arm]
+    without = [row for row in rows.find(policy=policy, arm="none") if row["task"] in tasks]
+    if arm == "none" or len(without) != len(with_arm):
+        return ""
+    points = [100 * number for number in gain(with_arm, without, view)]
+    return f"{points[0]:+.0f} ({points[1]:+.0f} to {points[2]:+.0f})"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

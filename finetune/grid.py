@@ -1,0 +1,150 @@
+"""Many runs of finetune/robot.py as one table: every cell is kept in a JSON file as soon as it is measured.
+
+The scripts in benchmarks/ say which runs; this says how they are measured, kept and compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from filelock import FileLock
+from matplotlib import pyplot
+from rich.console import Console
+
+from finetune import robot
+from para_video.rollout import horizon_for, wilson_interval
+from para_video.training import make_accelerator, write_atomically
+
+KEY = ("task", "demos", "seed", "arm", "policy")
+"""What tells rows apart."""
+Row = dict[str, Any]
+
+
+class Rows:
+    """Measured rows in a JSON file. Several processes may add to it.
+
+    Args:
+        path: the file; made where there is none. settings: JSON values that hold for all rows.
+
+    Raises:
+        ValueError: the file is damaged, or its rows were measured with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        kept, now = self._read()[0], self.settings
+        if kept is not None and kept != now:
+            differ = [f"{k} was {kept.get(k)} and is {now.get(k)}" for k in sorted(kept | now) if kept.get(k) != now.get(k)]
+            raise ValueError(f"{path} holds rows of other settings ({', '.join(differ)}): use the same ones or another file")
+
+    def _read(self) -> tuple[dict[str, Any] | None, list[Row]]:
+        if not self.path.is_file():
+            return None, []
+        try:
+            found = json.loads(self.path.read_text())
+            return dict(found["settings"]), sorted(found["rows"], key=lambda row: [row[name] for name in KEY])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} is damaged ({error!r}); restore it or choose another file") from error
+
+    def find(self, **key: Any) -> list[Row]:
+        """The rows that have these values, in the order of their keys."""
+        return [row for row in self._read()[1] if all(row[name] == value for name, value in key.items())]
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in place of one with the same key."""
+        with FileLock(self.path.with_name(self.path.name + ".lock")):
+            others = [old for old in self._read()[1] if any(old[name] != row[name] for name in KEY)]
+            lines = ",\n".join(json.dumps(each) for each in [*others, row])  # a line each, so that a diff shows what is new
+            write_atomically(self.path, f'{{"settings": {json.dumps(self.settings)},\n"rows": [\n{lines}\n]}}\n'.encode())
+
+
+def measure(
+    arm: str, configs: Mapping[str, robot.RobotConfig], rows: Rows, work: Path, console: Console, *, video: Path | None = None
+) -> None:
+    """Train, evaluate and keep those policies of an arm that have no row yet. What a cut leaves in `work` is gone on with.
+
+    Args:
+        configs: by policy; alike in task, demonstrations and seed. video: where the tuned video model of several arms is kept.
+    """
+    accelerator, folder = make_accelerator("bf16"), work
+    for name, given in configs.items():
+        key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
+        folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")
+        if rows.find(**key):
+            continue
+        config = replace(given, out=folder, resume=True)
+        demos = robot.demonstrations(config, console).demos
+        tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
+        policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")
+        cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task))
+        won = {view: "".join("01"[at is not None] for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
+        held = {view: cell["held"] for view, cell in cells.items()}
+        rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1)})
+        console.print(f"{' '.join(map(str, key.values()))}: " + ", ".join(f"{v} {s.count('1')}/{len(s)}" for v, s in won.items()))
+    shutil.rmtree(folder / "features", ignore_errors=True)  # a gigabyte for 20 demonstrations
+
+
+@functools.cache
+def episode_steps(task: str) -> int:
+    """Control steps of an episode, from the expert's."""
+    with robot.RobotConfig(task=task).env() as env:
+        return horizon_for(env)
+
+
+# -------------------------------------------------------------------- what rows say
+
+
+def outcomes(rows: Sequence[Row], view: str = "same") -> np.ndarray:
+    """(n,) 0 or 1 of every episode on a view."""
+    return np.array([int(digit) for row in rows for digit in row["succeeded"][view]])
+
+
+def cell(rows: Sequence[Row], view: str = "same") -> str:
+    """Successes of all episodes, for a table."""
+    won = outcomes(rows, view)
+    return f"{won.sum()}/{len(won)}" if len(won) else ""
+
+
+def gain(rows: Sequence[Row], others: Sequence[Row], view: str = "same") -> tuple[float, float, float]:
+    """Success rate of rows less that of others, and its 95 % interval by bootstrap over episodes, of which both saw the same.
+
+    Raises:
+        ValueError: the rows are not of the same tasks, demonstrations, seeds and numbers of episodes.
+    """
+    kind = lambda row: (row["task"], row["demos"], row["seed"], len(row["succeeded"][view]))  # noqa: E731
+    if not rows or list(map(kind, rows)) != list(map(kind, others)):
+        raise ValueError(f"rows of {list(map(kind, rows))} are compared with {list(map(kind, others))}; measure what is missing")
+    difference = outcomes(rows, view) - outcomes(others, view)
+    drawn = np.random.default_rng(0).integers(len(difference), size=(10_000, len(difference)))
+    low, high = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
+    return float(difference.mean()), float(low), float(high)
+
+
+def draw_arms(
+    path: Path, rows: Sequence[Row], arms: Sequence[str], policies: Sequence[str], title: str, view: str = "same"
+) -> None:
+    """Success over all tasks and demonstrations by arm, a bar for each policy, with Wilson's intervals."""
+    with matplotlib.style.context(["default", "tableau-colorblind10"]):
+        figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(arms) + 1.5), layout="constrained")
+        for k, policy in enumerate(policies):
+            for i, arm in enumerate(arms):
+                won = outcomes([row for row in rows if row["arm"] == arm and row["policy"] == policy], view)
+                if len(won):
+                    low, high = wilson_interval(int(won.sum()), len(won))
+                    y, rate = i + 0.8 * (k - (len(policies) - 1) / 2) / len(policies), won.mean()
+                    error = [[rate - low], [high - rate]]
+                    axes.barh(y, rate, 0.8 / len(policies), xerr=error, color=f"C{k}", label=None if i else policy)
+        axes.set_yticks(range(len(arms)), arms)
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1), xlabel="success (Wilson 95 %)", title=title)
+        axes.legend(loc="best")
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
