@@ -3,10 +3,11 @@
 A spatio-temporal U-Net over pixels: convolutions work inside frames, attention at the coarsest scale mixes space and time. It is
 trained by flow matching (Lipman et al. 2023) to denoise future frames given observed ones. With signal z, noise n and level
 sigma in [0, 1] a future frame is x = (1 - sigma) z + sigma n. The network sees (1 - sigma) x, so that at sigma = 1 nothing of the
-future reaches it and its features are deterministic: that is the level at which features are read. Its output is the signal's
-expected change from the last observed frame; the flow's velocity follows from it as v = (x - expected z) / sigma. What rests is
-then no work, and the narrow last layer never has to carry noise (Li and He 2025, "Back to basics: let denoising generative models
-denoise").
+future reaches it and its features are deterministic: that is the level at which features are read. Its output is the expected
+signal, from which the flow's velocity follows as v = (x - expected z) / sigma: a network that is narrow at its end could not carry
+noise (Li and He 2025, "Back to basics: let denoising generative models denoise"). The signal is made of the last observed frame:
+pulled along a field of displacements where a mask says so (as Finn et al. 2016, "Unsupervised learning for physical interaction
+through video prediction"), plus what else changes. What rests is then no work, and features have to know what goes where.
 
 Observed frames have a map each. Future frames share one by `tubelet`, as in the causal autoencoders of large video models: the
 frames of a group are stacked as channels where they enter and where they leave.
@@ -34,6 +35,10 @@ LEVEL_SHIFT = 4.0
 """Neighbouring pixels repeat each other, so that what moves where is still plain to see in much noise. Levels are therefore crowded
 towards 1, in training and in sampling: sigma is s u / (1 + (s - 1) u) for a u as a small image would have it (Esser et al. 2024,
 "Scaling rectified flow transformers", eq. 23)."""
+
+
+REACH_PX = 8.0
+"""Pixels of displacement that an output of one stands for."""
 
 
 class ChannelNorm(nn.Module):
@@ -157,9 +162,9 @@ class MiniVideo(VideoBackbone):
         self.space = nn.Sequential(*(TokenBlock(4 * c, heads, 4) for _ in range(depth)))
         self.time = TokenBlock(4 * c, heads, 2)
         self.up2, self.up1 = UpBlock(4 * c, 2 * c, 2 * c), UpBlock(2 * c, c, channels)
-        self.to_frame = nn.Conv2d(channels, 3 * tubelet * STRIDE**2, 1)
-        for parameter in self.to_frame.parameters():
-            nn.init.zeros_(parameter)
+        self.to_frame = nn.Sequential(nn.Conv2d(channels, 4 * channels, 1), nn.SiLU(), nn.Conv2d(4 * channels, tubelet * (4 * STRIDE**2 + 2), 1))
+        for parameter in self.to_frame[2].parameters():
+            nn.init.zeros_(parameter)  # the last frame, as it is
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
 
     # ---------------------------------------------------------------- the network
@@ -304,9 +309,12 @@ class MiniVideo(VideoBackbone):
 
     def _expected(self, maps: Tensor, past: Tensor) -> Tensor:
         """The signal of future frames (b, groups, tubelet * 3, H, W) that their maps lead to expect, in float32."""
-        future = F.silu(maps)
-        change = F.pixel_shuffle(self.to_frame(future.flatten(0, 1)), STRIDE).unflatten(0, future.shape[:2])
-        return past[:, -1:].repeat(1, 1, self.tubelet, 1, 1) + change.float()
+        (b, s), k, last = maps.shape[:2], self.tubelet, past[:, -1].float()
+        fine, coarse = self.to_frame(F.silu(maps).flatten(0, 1)).float().split([4 * STRIDE**2 * k, 2 * k], 1)
+        change, mask = F.pixel_shuffle(fine, STRIDE).reshape(b, s * k, 4, *last.shape[2:]).split([3, 1], 2)
+        shift = F.interpolate(coarse, scale_factor=STRIDE, mode="bilinear", align_corners=False).reshape(b, s * k, 2, *last.shape[2:])
+        expected = last[:, None].lerp(pulled(last, REACH_PX * shift), mask.sigmoid()) + change
+        return expected.reshape(b, s, k * 3, *last.shape[2:])
 
     @torch.no_grad()
     def sample(
@@ -341,6 +349,17 @@ class MiniVideo(VideoBackbone):
                 expected = unconditional + guidance * (expected - unconditional)
             x = expected + after / now * (x - expected)
         return x
+
+
+def pulled(image: Tensor, shift: Tensor) -> Tensor:
+    """(b, n, 3, H, W): at each pixel the image (b, 3, H, W) at a displacement of shift (b, n, 2, H, W) pixels (x, y), its border
+    repeated beyond it."""
+    (b, n), (h, w) = shift.shape[:2], image.shape[2:]
+    y, x = torch.meshgrid(torch.arange(h, device=image.device), torch.arange(w, device=image.device), indexing="ij")
+    places = shift.permute(0, 1, 3, 4, 2) + torch.stack([x, y], -1)
+    grid = (2 * places + 1) / places.new_tensor([w, h]) - 1
+    found = F.grid_sample(image, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False)
+    return found.view(b, 3, n, h, w).transpose(1, 2)
 
 
 def _shown(t: int, since: float | None) -> int:

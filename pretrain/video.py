@@ -77,7 +77,7 @@ class VideoConfig:
     """Name in the catalogue, or package.module:Class; a generative one. It starts from random weights."""
     init: Path | None = None
     """Checkpoint to start from instead."""
-    steps: int = 12000
+    steps: int = 9000
     """Optimiser steps."""
     batch_size: int = 8
     """Clips per step, over all processes."""

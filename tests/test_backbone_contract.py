@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import CATALOGUE, backbone_class
+from backbones.mini import pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
 
 
@@ -334,7 +335,7 @@ def test_joint_without_a_future_is_refused(name: str) -> None:
 
 def test_mini_draws_futures_within_range_by_seed() -> None:
     backbone = build("mini")
-    torch.nn.init.normal_(backbone.to_frame.weight, std=0.3)
+    torch.nn.init.normal_(backbone.to_frame[2].weight, std=0.3)
     video = clip(backbone.spec, 2)
     kept = video.clone()
     drawn = [backbone.sample(video, 4, steps=4, generator=generator(seed)) for seed in (0, 0, 1)]
@@ -347,6 +348,18 @@ def test_mini_draws_futures_within_range_by_seed() -> None:
             backbone.sample(video, horizon, steps=steps)
     with pytest.raises(ValueError, match="horizon 7; this backbone predicts 0 to 6"):
         backbone.sample(video, 7)
+
+
+def test_mini_begins_with_the_last_frame_and_can_pull_it_along() -> None:
+    backbone = build("mini")
+    video = clip(backbone.spec, 2)
+    torch.testing.assert_close(backbone.sample(video, 6, steps=1), video[:, -1:].expand(-1, 6, -1, -1, -1), atol=1e-6, rtol=0)
+    shift = torch.zeros(2, 3, 2, 64, 64)
+    shift[:, 1, 0], shift[:, 2, 1] = 2.0, -0.5
+    there, right, up = pulled(video[:, -1], shift).unbind(1)
+    torch.testing.assert_close(there, video[:, -1])
+    torch.testing.assert_close(right[..., :-2], video[:, -1, :, :, 2:])
+    torch.testing.assert_close(up[..., 1:, :], (video[:, -1, :, 1:] + video[:, -1, :, :-1]) / 2)
 
 
 def test_mini_wants_whole_groups_of_future_frames_to_learn_from() -> None:
