@@ -162,7 +162,9 @@ class MiniVideo(VideoBackbone):
         self.space = nn.Sequential(*(TokenBlock(4 * c, heads, 4) for _ in range(depth)))
         self.time = TokenBlock(4 * c, heads, 2)
         self.up2, self.up1 = UpBlock(4 * c, 2 * c, 2 * c), UpBlock(2 * c, c, channels)
-        self.to_frame = nn.Sequential(nn.Conv2d(channels, 4 * channels, 1), nn.SiLU(), nn.Conv2d(4 * channels, tubelet * (4 * STRIDE**2 + 2), 1))
+        self.to_frame = nn.Sequential(
+            nn.Conv2d(channels, 4 * channels, 1), nn.SiLU(), nn.Conv2d(4 * channels, tubelet * (4 * STRIDE**2 + 2), 1)
+        )
         for parameter in self.to_frame[2].parameters():
             nn.init.zeros_(parameter)  # the last frame, as it is
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
@@ -312,7 +314,9 @@ class MiniVideo(VideoBackbone):
         (b, s), k, last = maps.shape[:2], self.tubelet, past[:, -1].float()
         fine, coarse = self.to_frame(F.silu(maps).flatten(0, 1)).float().split([4 * STRIDE**2 * k, 2 * k], 1)
         change, mask = F.pixel_shuffle(fine, STRIDE).reshape(b, s * k, 4, *last.shape[2:]).split([3, 1], 2)
-        shift = F.interpolate(coarse, scale_factor=STRIDE, mode="bilinear", align_corners=False).reshape(b, s * k, 2, *last.shape[2:])
+        shift = F.interpolate(coarse, scale_factor=STRIDE, mode="bilinear", align_corners=False).reshape(
+            b, s * k, 2, *last.shape[2:]
+        )
         expected = last[:, None].lerp(pulled(last, REACH_PX * shift), mask.sigmoid()) + change
         return expected.reshape(b, s, k * 3, *last.shape[2:])
 

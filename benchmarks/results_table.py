@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from finetune.robot import RobotConfig
 from para_video.runs import plain_settings
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
+from pretrain.video import VideoConfig
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- results: benchmarks/results_table.py -->\n", "<!-- end of results -->"
@@ -56,9 +58,15 @@ def main(config: Config) -> str:
             summary["command"] = without_out(summary["command"])
         path = config.results / f"{name_of(summary)}.json"
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
-    parts = [robot_table(json.loads(path.read_text())) for path in sorted(config.results.glob("robot-*.json"))]
-    if (circles := config.results / "circles.json").is_file():
-        parts.append(circles_table(json.loads(circles.read_text())))
+    robots, videos, circles = (
+        [json.loads(path.read_text()) for path in sorted(config.results.glob(f"{kind}*.json"))]
+        for kind in ("robot-", "video", "circles")
+    )
+    compared = [summary for summary in robots if len(summary["policies"]) > 1]
+    parts = [robot_table(summary) for summary in compared]
+    if alone := [summary for summary in robots if summary not in compared]:
+        parts.append(alone_table(alone))
+    parts += [video_table(summary) for summary in videos] + [circles_table(summary) for summary in circles]
     text = "\n".join(parts)
     page = config.page.read_text()
     if START not in page or END not in page:
@@ -69,13 +77,15 @@ def main(config: Config) -> str:
 
 
 def name_of(summary: dict[str, Any]) -> str:
-    """circles, or robot-TASK-DEMOS, with every option that was not default and changes a figure."""
-    circles = "oracle" not in summary
-    name = "circles" if circles else f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}"
-    for option, default in plain_settings(CirclesConfig() if circles else RobotConfig()).items():
+    """circles, video, or robot-TASK-DEMOS, with every option that was not default and changes a figure."""
+    if "oracle" in summary:
+        name, config = f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}", RobotConfig()
+    else:
+        name, config = ("video", VideoConfig()) if "unseen" in summary else ("circles", CirclesConfig())
+    for option, default in plain_settings(config).items():
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
-            name += f"-{option}" if option == "init" else f"-{option}-{value}".replace("/", "-")
+            name += f"-{option}" if option == "init" and value != "none" else f"-{option}-{value}".replace("/", "-")
     return name
 
 
@@ -107,11 +117,52 @@ def robot_table(summary: dict[str, Any]) -> str:
     for name, cell in summary["oracle"].items():
         lines.append(_row([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""]))
     steps = next(iter(summary["policies"].values()))["steps"]
-    start = "circles" if config["init"] else "random weights"
     made = (
-        f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy from "
-        f"{start}, training seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes in all; torch {versions['torch']}, "
-        f"Meta-World {versions['metaworld']}, MuJoCo {versions['mujoco']}."
+        f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
+        f"training seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes in all; torch {versions['torch']}, Meta-World "
+        f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
+    )
+    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+
+
+def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """A row for each run of one policy."""
+    names = [
+        "`python finetune/robot.py ...`",
+        "same view",
+        "+18 degrees",
+        "training s",
+        "expert",
+        "read-out oracle",
+        "blind replay",
+    ]
+    lines = [_row(names), _row(["---"] * len(names))]
+    for summary in summaries:
+        (policy,), oracle = summary["policies"].values(), summary["oracle"]
+        cells = [_cell(policy["cells"][view]) for view in ("same", "azimuth+18")]
+        bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
+        lines.append(_row([f"`{summary['command'].split(maxsplit=2)[2]}`", *cells, f"{policy['seconds']:.0f}", *bounds]))
+    return "\n".join([*lines, ""])
+
+
+def video_table(summary: dict[str, Any]) -> str:
+    """Quality on unseen scenes by frames after the last seen one."""
+    figures = summary["unseen"]
+    lines, shown = [], ("1", "3", "6")
+    names = [f"{n} seen, +{k}" for n in figures for k in shown]
+    lines += [_row(["", *names]), _row(["---"] * (len(names) + 1))]
+    told = {"copy": "last frame repeated", "sample": "one draw", "mean": "mean of {samples} draws", "expected": "one-step answer"}
+    for key, text in told.items():
+        cells = [f"{figures[n]['psnr_db'][key][k]:.2f} dB ({figures[n]['ssim'][key][k]:.2f})" for n in figures for k in shown]
+        lines.append(_row([text.format(**summary["config"]), *cells]))
+    kinds = dict.fromkeys(kind for n in figures for kind in figures[n].get("gripper_error_px", {}))
+    for kind in kinds:
+        found = [figures[n].get("gripper_error_px", {}).get(kind, {}).get(k) for n in figures for k in shown]
+        lines.append(_row([f"gripper: {kind}", *("" if value is None else f"{value:.2f} px" for value in found)]))
+    made = (
+        f"{summary['steps']} steps of {summary['config']['batch_size']} clips, {summary['training_seconds'] / 60:.0f} minutes of "
+        f"training. On {next(iter(figures.values()))['clips']} clips of scene families that it never saw: PSNR (SSIM) on the "
+        "pixels that change; median error of the gripper's place, found by a network of its own in predicted frames."
     )
     return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
 
@@ -122,14 +173,14 @@ def circles_table(summary: dict[str, Any]) -> str:
     lines = [
         _row(["frame", "seen", *(f"+{name}" for name in guess)]),
         _row(["---"] * (len(guess) + 2)),
-        _row(["PARA head on `mini`", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)]),
+        _row(["PARA head", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)]),
         _row(["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())]),
     ]
     made = (
         f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all; median pixels of error at "
-        f"{config['size']} px on {config['held_out']} held-out clips, no start given."
+        f"{config['size']} px on {config['held_out']} held-out clips."
     )
-    return "\n".join([f"**`python pretrain/circles.py`**: {made}", "", *lines, ""])
+    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
 
 
 def _cell(cell: dict[str, Any]) -> str:

@@ -9,6 +9,8 @@ and marks the circle in them and in the six that follow. The checkpoint is a sta
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +187,42 @@ def draw(policy: VideoPolicy, circles: CircleVideos, folder: Path, clips: int = 
         truth = clip.centres.masked_fill(~clip.visible[:, None], torch.nan).numpy()
         names = [f"seen {t:+.0f}" if t <= 0 else f"predicted +{t:.0f}" for t in times]
         strip = heatmap_strip(frames, heat[0].numpy(), pixels[0].numpy(), truth=truth, labels=names, columns=5)
-        write_picture(folder / f"overlay-{i}.png", strip)
+        write_picture(folder / ("samples.png" if i == 0 else f"overlay-{i}.png"), strip)
         shown = [frames[min(t, circles.observed - 1)] for t in range(len(frames))]  # the future is not shown to the policy
         for frame, h, p, t, name in zip(shown, heat[0].numpy(), pixels[0].numpy(), truth, names, strict=True):
             big = upscale(overlay_heatmap(frame, h), 3)
             big = draw_points(big, upscale_points(t[None], 3), style="ring", radius=9)
             film.append(label(draw_points(big, upscale_points(p[None], 3), style="cross", radius=9), name))
     write_video(folder / "overlay.mp4", np.stack(film), fps=4)
+
+
+def model_card(config: CirclesConfig, summary: dict[str, Any]) -> str:
+    """What a user has to know of the weights beside it, in Markdown."""
+    frames = [name for name in summary["median_error_px"] if int(name) >= 0]
+    rows = {config.policy: summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}
+    picture = ["A held-out clip: rings are the truth, crosses what it says.", "", "![](samples.png)", ""]
+    picture = picture if config.policy == "para" else []
+    trained = "head on a frozen" if config.train == "heads" else "head and"
+    return "\n".join([
+        f"# A {config.policy} policy on circles: {trained} {config.backbone}",
+        "",
+        f"Finds a circle with two fingers that fetches things, in {config.observed} seen frames of {config.size} px and in the "
+        f"{config.future} that follow. A start for robot policies on the same backbone.",
+        "",
+        f"    {summary['command']}",
+        "",
+        f"- Data: synthetic clips before {'procedural textures' if config.videos is None else 'frames of a folder of videos'}.",
+        f"- Training: {summary['steps']} steps of {config.batch_size} clips, {summary['training_seconds'] / 3600:.2f} hours.",
+        "- Limits: it knows circles, not robots; it says nothing of heights or of a gripper's opening.",
+        "",
+        f"Median error in pixels on {config.held_out} held-out clips, by frame (0 is the last one seen):",
+        "",
+        f"| | {' | '.join(frames)} |",
+        "| --- |" + " --- |" * len(frames),
+        *(f"| {name} | {' | '.join(f'{row[k]:.2f}' if k in row else '' for k in frames)} |" for name, row in rows.items()),
+        "",
+        *picture,
+    ])  # fmt: skip
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
@@ -241,8 +272,10 @@ def main(config: CirclesConfig) -> dict[str, Any]:
         "steps": result.steps,
         "training_seconds": result.seconds,
         "seconds": time.perf_counter() - begun,
+        "command": shlex.join(["python", "pretrain/circles.py", *sys.argv[1:]]),
         "config": plain_settings(config),
     }
+    write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     show(summary, console)
     console.print(f"{summary['seconds']:.0f} s in all. Pictures, video, figures and checkpoint: {out}")

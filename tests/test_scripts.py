@@ -44,7 +44,7 @@ def test_circles_writes_figures_by_horizon_pictures_and_a_checkpoint(pretrained)
     assert list(summary["constant_velocity_px"]) == horizons[4:]
     assert summary["constant_velocity_px"]["6"] > summary["constant_velocity_px"]["1"] > 0
     assert summary["steps"] == 3 and summary["seconds"] >= summary["training_seconds"] > 0
-    for name in ("overlay-0.png", "overlay.mp4", "error.png", "model.safetensors", "config.json"):
+    for name in ("samples.png", "overlay-1.png", "README.md", "overlay.mp4", "error.png", "model.safetensors", "config.json"):
         assert (pretrained / name).stat().st_size > 0
 
 
@@ -125,6 +125,17 @@ def test_two_processes_train_one_policy(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("s in all") == 1 and json.loads((out / "summary.json").read_text())["steps"] == 3
     assert load_policy(out)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def test_a_baseline_learns_from_the_same_circles(tmp_path):
+    out = tmp_path / "run"
+    config = circles.CirclesConfig(out=out, policy="regression", steps=3, batch_size=2, size=64, held_out=8, backbone="mini-random")
+    summary = circles.main(config)
+    assert (
+        set(summary["median_error_px"]) == {str(k) for k in range(-3, 7)} and "samples.png" not in (out / "README.md").read_text()
+    )
+    policy, spec = load_policy(out)
+    assert spec.head.endswith("GlobalRegressionHead") and torch.isfinite(policy.head.code.std).all()
 
 
 def test_circles_refuses_a_folder_with_content_and_leaves_it(pretrained):
