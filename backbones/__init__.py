@@ -16,11 +16,13 @@ class Entry:
     """A backbone of the catalogue.
 
     Args:
-        target: "package.module:Class". weights: folder under backbones/weights with its pretrained weights, where they come with
-            the package. heads: folder there with a PARA policy on it that was pretrained on circles.
+        target: "package.module:Class". source: hub id of a model that is loaded by the class's `from_pretrained`.
+        weights: folder under backbones/weights with its pretrained weights, where they come with the package. heads: folder there
+            with a PARA policy on it that was pretrained on circles.
     """
 
     target: str
+    source: str | None = None
     weights: str | None = None
     heads: str | None = None
 
@@ -29,6 +31,8 @@ CATALOGUE = {
     "mini": Entry("backbones.mini:MiniVideo", weights="mini", heads="circles"),
     "mini-procedural": Entry("backbones.mini:MiniVideo", weights="mini-procedural"),
     "mini-random": Entry("backbones.mini:MiniVideo"),
+    "svd": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid"),
+    "svd-xt": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid-xt"),
 }
 
 
@@ -76,7 +80,10 @@ def build_backbone(name: str, **options) -> VideoBackbone:
     Raises:
         ValueError: an unknown name, or options with which the weights do not fit.
     """
-    backbone, weights = backbone_class(name)(**options), shipped_weights(name)
+    entry, weights = catalogue_entry(name), shipped_weights(name)
+    if entry.source is not None:
+        return backbone_class(name).from_pretrained(**{"source": entry.source, **options})
+    backbone = backbone_class(name)(**options)
     if weights is not None:
         load_backbone(backbone, weights)
     return backbone

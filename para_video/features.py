@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,15 @@ class VideoBackbone(nn.Module, ABC):
     """A feature extractor. Subclasses set `spec` and implement `features`; generative ones also `joint`."""
 
     spec: FeatureSpec
+
+    @classmethod
+    def from_pretrained(cls, source: str, **options: Any) -> Self:
+        """Load pretrained weights; adapters of published models implement it.
+
+        Args:
+            source: hub id or local folder. options: of the adapter.
+        """
+        raise TypeError(f"{cls.__name__} loads no pretrained weights of its own; build it and give it a checkpoint")
 
     @abstractmethod
     def features(

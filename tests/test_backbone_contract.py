@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import CATALOGUE, backbone_class
+from backbones import CATALOGUE, backbone_class, import_string
 from backbones.mini import pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
+from tests.tiny_models import TINY, tiny
 
 
 class TinyImage(VideoBackbone):
@@ -43,19 +44,22 @@ SMALL: dict[str, dict] = {
     "mini": {"width": 8, "channels": 12, "depth": 1, "max_context": 3, "max_horizon": 6},
     f"{__name__}:TinyImage": {},
 }
-"""Options that make each entry small enough for a test. A new entry of the catalogue adds its own line."""
+"""Options of what is built small, without a checkpoint. A new family of the catalogue adds a line here or in `TINY`."""
 
 NOISY = {"tap": "middle", "level": 0.6, "denoising_steps": 2}
 """Another place to read `mini` at."""
 
-ENTRIES = [*{entry.target: name for name, entry in reversed(CATALOGUE.items())}.values(), f"{__name__}:TinyImage"]
+ENTRIES = [*SMALL, *TINY]
 every_backbone = pytest.mark.parametrize("name", ENTRIES)
 
 
 def build(name: str) -> VideoBackbone:
-    assert name in SMALL, f"add to SMALL the options that make {name!r} small"
     torch.manual_seed(0)
-    return backbone_class(name)(**SMALL[name]).eval()
+    return tiny(name) if name in TINY else backbone_class(name)(**SMALL[name]).eval()
+
+
+def test_every_family_of_the_catalogue_is_here() -> None:
+    assert {entry.target for entry in CATALOGUE.values()} <= {import_string(name) for name in ENTRIES}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -258,7 +262,7 @@ def test_bf16_autocast_gives_nearly_the_same_maps(name: str) -> None:
     assert torch.equal(full.times, half.times)
     torch.testing.assert_close(half.image_to_map.float(), full.image_to_map)
     error = (half.maps.float() - full.maps).square().mean().sqrt() / full.maps.std()
-    assert error < 0.1
+    assert error < (0.1 if name in SMALL else 0.3)  # a deep network of random weights multiplies what rounding does
 
 
 # -------------------------------------------------------------------- generative models
@@ -273,7 +277,7 @@ def test_joint_features_are_those_of_the_observed_frames(name: str) -> None:
         with torch.no_grad():
             joint, loss = backbone.joint(video, observed, generator=generator())
             alone = backbone.features(video[:, :observed], horizon=horizon, generator=generator())
-        torch.testing.assert_close(joint.maps, alone.maps, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(joint.maps, alone.maps, atol=1e-3 * float(alone.maps.std()), rtol=1e-3)
         assert torch.equal(joint.times, alone.times) and torch.equal(joint.image_to_map, alone.image_to_map)
         assert loss.ndim == 0 and bool(torch.isfinite(loss)) and loss > 0
 
@@ -302,7 +306,7 @@ def test_joint_gives_the_maps_that_are_read(name: str) -> None:
     with torch.no_grad():
         alone = backbone.features(video[:, :observed], horizon=whole(backbone.spec), since=1.0, generator=generator())
         joint, loss = backbone.joint(video, observed, since=1.0, generator=generator())
-    torch.testing.assert_close(joint.maps, alone.maps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(joint.maps, alone.maps, atol=1e-3 * float(alone.maps.std()), rtol=1e-3)
     assert torch.equal(joint.times, alone.times) and bool(torch.isfinite(loss))
 
 

@@ -1,0 +1,488 @@
+"""What adapters of latent video diffusion models share: noise processes, the time and the places of latents, taps, the two losses.
+
+A clip is encoded to latents (b, c, s, h, w); observed latents are known, future ones are drawn down from noise to the level at
+which features are read. An adapter says how its model encodes, what conditions it, how it is called and how a block's output is
+laid out.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.loading import Source
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, stride_affine
+
+# -------------------------------------------------------------------- noise processes
+# z is the signal, n standard normal noise, x what is between them at a level (b, s), one for each latent frame.
+
+
+class NoiseProcess(ABC):
+    """How signal becomes noise, and what a network was trained to say of it."""
+
+    top: float
+    """The level of pure noise."""
+
+    @abstractmethod
+    def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s) with x = a z + s n."""
+
+    @abstractmethod
+    def output(self, z: Tensor, n: Tensor, level: Tensor) -> Tensor:
+        """What the network should give."""
+
+    @abstractmethod
+    def signal(self, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        """The signal that follows from what the network gave for x."""
+
+    @abstractmethod
+    def time(self, level: Tensor) -> Tensor:
+        """What the network is told of the level."""
+
+    @abstractmethod
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """(count,) levels for training."""
+
+    def network_input(self, x: Tensor, level: Tensor) -> Tensor:
+        """What the network is shown of x."""
+        return x
+
+    def levels(self, last: float, steps: int) -> list[float]:
+        """steps + 1 levels from the top down to the last one."""
+        return torch.linspace(self.top, last, steps + 1).tolist()
+
+    def noisy(self, z: Tensor, n: Tensor, level: Tensor) -> Tensor:
+        """x at the level."""
+        a, s = self.scales(_wide(level))
+        return a * z + s * n
+
+    def noise(self, x: Tensor, z: Tensor, level: Tensor) -> Tensor:
+        """The noise in x if z is its signal."""
+        a, s = self.scales(_wide(level))
+        return (x - a * z) / s.clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class FlowProcess(NoiseProcess):
+    """x = (1 - level) z + level n; the network gives n - z, or z - n where `reversed_time` (Mochi), and is told the level times
+    `time_scale` (1 - level there). Levels of training are logit-normal (Esser et al. 2024)."""
+
+    time_scale: float = 1000.0
+    reversed_time: bool = False
+    top = 1.0
+
+    def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - level, level
+
+    def output(self, z: Tensor, n: Tensor, level: Tensor) -> Tensor:
+        return z - n if self.reversed_time else n - z
+
+    def signal(self, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        return x + _wide(level) * (output if self.reversed_time else -output)
+
+    def time(self, level: Tensor) -> Tensor:
+        return self.time_scale * (1 - level if self.reversed_time else level)
+
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(count, device=device, generator=generator).sigmoid()
+
+
+@dataclass(frozen=True)
+class EdmProcess(NoiseProcess):
+    """x = z + level n, shown as x / sqrt(level^2 + 1); the network gives the v of Karras et al. 2022 with a signal of variance 1,
+    and is told a quarter of the level's logarithm. Levels of training are log-normal, as Stable Video Diffusion's were."""
+
+    top: float = 700.0
+    log_mean: float = 0.7
+    log_std: float = 1.6
+
+    def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(level), level
+
+    def network_input(self, x: Tensor, level: Tensor) -> Tensor:
+        return x / (_wide(level) ** 2 + 1).sqrt()
+
+    def output(self, z: Tensor, n: Tensor, level: Tensor) -> Tensor:
+        level = _wide(level)
+        x = z + level * n
+        return (x / (level**2 + 1) - z) * (level**2 + 1).sqrt() / level
+
+    def signal(self, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        level = _wide(level)
+        return x / (level**2 + 1) - level / (level**2 + 1).sqrt() * output
+
+    def time(self, level: Tensor) -> Tensor:
+        return 0.25 * level.log()
+
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        return (self.log_mean + self.log_std * torch.randn(count, device=device, generator=generator)).exp()
+
+    def levels(self, last: float, steps: int) -> list[float]:
+        """Even in the seventh root, as Karras et al. 2022 step."""
+        return [float(root**7) for root in torch.linspace(self.top ** (1 / 7), last ** (1 / 7), steps + 1, dtype=torch.float64)]
+
+
+class DdpmProcess(NoiseProcess):
+    """x = sqrt(abar) z + sqrt(1 - abar) n; the network gives v = sqrt(abar) n - sqrt(1 - abar) z, or n where `predicts` is
+    "epsilon", and is told the integer step. A level in (0, 1] is the step over their number.
+
+    Args:
+        alphas_cumprod: (n,) abar by step.
+    """
+
+    top = 1.0
+
+    def __init__(self, alphas_cumprod: Tensor, predicts: str = "v_prediction") -> None:
+        if predicts not in ("v_prediction", "epsilon"):
+            raise ValueError(f"unknown prediction type {predicts!r}; this adapter knows v_prediction and epsilon")
+        self.alphas_cumprod, self.predicts = alphas_cumprod.float(), predicts
+
+    def time(self, level: Tensor) -> Tensor:
+        return (level * len(self.alphas_cumprod)).round().long().sub(1).clamp_min(0)
+
+    def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        abar = self.alphas_cumprod.to(level.device)[self.time(level)]
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def output(self, z: Tensor, n: Tensor, level: Tensor) -> Tensor:
+        a, s = self.scales(_wide(level))
+        return a * n - s * z if self.predicts == "v_prediction" else n
+
+    def signal(self, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        a, s = self.scales(_wide(level))
+        return a * x - s * output if self.predicts == "v_prediction" else (x - s * output) / a.clamp_min(1e-3)
+
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        steps = len(self.alphas_cumprod)
+        return torch.randint(1, steps + 1, (count,), device=device, generator=generator) / steps
+
+
+def _wide(level: Tensor) -> Tensor:
+    """(b, s) against latents (b, c, s, h, w)."""
+    return level[:, None, :, None, None]
+
+
+# -------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Which frames the latents of a clip describe, where a causal autoencoder takes the first frame alone and then `ratio` at a
+    time: frames 1 + ratio * k. Observed frames are filled up at their beginning, so that no latent mixes seen and unseen ones.
+
+    Args:
+        observed, horizon: frames. ratio: of the autoencoder.
+    """
+
+    observed: int
+    horizon: int
+    ratio: int
+
+    @property
+    def before(self) -> int:
+        """Copies of the first frame that are put before it."""
+        return -(self.observed - 1) % self.ratio
+
+    @property
+    def past(self) -> int:
+        """Latents of observed frames."""
+        return 1 + math.ceil((self.observed - 1) / self.ratio)
+
+    @property
+    def future(self) -> int:
+        """Latents of future frames."""
+        return math.ceil(self.horizon / self.ratio)
+
+    @property
+    def frames(self) -> int:
+        """Frames that the latents stand for."""
+        return 1 + self.ratio * (self.past + self.future - 1)
+
+    def spans(self) -> Tensor:
+        """(past + future, 2) first and last frame of each latent, after the last observed one; a latent of copies alone has its
+        last before its first."""
+        last = self.ratio * (torch.arange(self.past + self.future) - (self.past - 1.0))
+        first = last - (self.ratio - 1)
+        first[0] = last[0]
+        return torch.stack([first.clamp_min(1.0 - self.observed), last], -1)
+
+
+# -------------------------------------------------------------------- prompts
+
+
+class Prompts:
+    """Embeddings of prompts, each computed once. Text encoders are larger than many denoisers: they are no part of the adapter's
+    module, keep their own device, and their weights are in no checkpoint.
+
+    Args:
+        encode: a prompt to named tensors without a batch.
+    """
+
+    def __init__(self, encode: Callable[[str], dict[str, Tensor]]) -> None:
+        self.encode, self.known = encode, {}
+
+    def __call__(self, prompts: list[str] | None, b: int, device: torch.device) -> dict[str, Tensor]:
+        """Tensors with a batch of b for b prompts; None is the empty one for all.
+
+        Raises:
+            ValueError: not one prompt a clip.
+        """
+        prompts = [""] * b if prompts is None else prompts
+        if len(prompts) != b:
+            raise ValueError(f"{len(prompts)} prompts for {b} clips; give one each")
+        for prompt in set(prompts) - self.known.keys():
+            with torch.no_grad():
+                self.known[prompt] = self.encode(prompt)
+        found = [self.known[prompt] for prompt in prompts]
+        return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
+
+
+# -------------------------------------------------------------------- the adapter
+
+
+class LatentVideoBackbone(VideoBackbone):
+    """Features of a pretrained latent video diffusion model. Weights of anything but the denoiser are never trained.
+
+    Args:
+        denoiser, vae: the model's parts. process: its noise. taps: submodules of the denoiser whose outputs are the maps; several
+            are brought to the finest one's grid and concatenated. level: where features are read, in the process's units.
+        denoising_steps: by which the future is drawn down to the level. channels, strides: of each tap's maps; strides in pixels.
+        ratio: frames of each latent after the first. contexts, max_horizon: as of `FeatureSpec`. size_multiple: of the image.
+
+    Raises:
+        ValueError: no tap, an unknown one, or a level outside (0, process.top].
+    """
+
+    denoiser: Any
+    vae: Any  # parts of another library, whose types say little
+    clean_past = False
+    """Whether the model takes observed latents without noise, with a level of their own."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        vae: nn.Module,
+        *,
+        process: NoiseProcess,
+        taps: Sequence[str],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        level: float | None,
+        denoising_steps: int,
+        ratio: int,
+        contexts: tuple[int, int],
+        max_horizon: int,
+        size_multiple: int,
+    ) -> None:
+        super().__init__()
+        level = process.top if level is None else level
+        if not taps or not 0 < level <= process.top or denoising_steps < 1:
+            raise ValueError(
+                f"taps must not be empty, 0 < level <= {process.top:g}, denoising_steps >= 1; got {list(taps)}, {level}, "
+                f"{denoising_steps}"
+            )
+        known = dict(denoiser.named_modules())
+        if unknown := [tap for tap in taps if tap not in known]:
+            raise ValueError(f"unknown taps {unknown}; {type(denoiser).__name__} has {[k for k in known if k.count('.') == 1]}")
+        self.denoiser, self.vae = denoiser, vae
+        self.process, self.taps, self.level, self.denoising_steps, self.ratio = process, tuple(taps), level, denoising_steps, ratio
+        self.spec = FeatureSpec(
+            sum(channels), min(strides), span=ratio, predicts=max_horizon > 0, contexts=contexts, max_horizon=max_horizon,
+            size_multiple=size_multiple, generative=True,
+        )  # fmt: skip
+        vae.requires_grad_(False).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str | None = None,
+        lora_rank: int = 0,
+        gradient_checkpointing: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a model's parts.
+
+        Args:
+            source: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
+            device: where the model goes, prompts' encoders excepted. lora_rank: above 0, low-rank layers are added to the
+                denoiser's attention and they alone are trained (Hu et al. 2022; needs the package peft).
+            gradient_checkpointing: training takes less memory and a third more time. options: of the constructor.
+
+        Raises:
+            FileNotFoundError, ValueError: see `load_part`. ImportError: peft is asked for and not installed.
+        """
+        backbone = cls(**cls.load_parts(Source(source, revision, dtype)), **options)
+        if gradient_checkpointing:
+            backbone.denoiser.enable_gradient_checkpointing()
+        if lora_rank:
+            backbone.add_lora(lora_rank)
+        return backbone.to(device)
+
+    @classmethod
+    @abstractmethod
+    def load_parts(cls, source: Source) -> dict[str, Any]:
+        """The constructor's positional arguments by name."""
+
+    def add_lora(self, rank: int) -> None:
+        """Freeze the denoiser and train low-rank layers beside its attention's projections."""
+        try:
+            from peft import LoraConfig
+        except ImportError as error:
+            raise ImportError("LoRA needs the package peft: pip install peft") from error
+        self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        self.requires_grad_(True)
+
+    # ---------------------------------------------------------------- what a model says of itself
+
+    @abstractmethod
+    def encode(self, frames: Tensor) -> Tensor:
+        """Latents (b, c, s, h, w), as the denoiser knows them, of frames (b, 1 + ratio * k, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def condition(self, past: Tensor, latents: Tensor, timeline: Timeline, prompts: list[str] | None) -> dict[str, Tensor]:
+        """What the denoiser is told besides the noisy latents, each with the batch first.
+
+        Args:
+            past: (b, n, 3, H, W) observed frames in [-1, 1], filled up. latents: theirs, without noise.
+        """
+
+    @abstractmethod
+    def denoise(self, x: Tensor, time: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The denoiser's answer (b, c, s, h, w) for what it is shown x (b, c, s, h, w) and told time (b, s)."""
+
+    @abstractmethod
+    def tap_map(self, output: Tensor, b: int, grid: tuple[int, int, int]) -> Tensor:
+        """A tap's output as maps (b, s, c, h, w); grid (s, h, w) is that of the latents."""
+
+    # ---------------------------------------------------------------- the contract
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Of the denoiser, or, where it has them, of its LoRA layers alone."""
+        lora = [p for name, p in self.denoiser.named_parameters() if "lora_" in name]
+        for parameter in lora or self.denoiser.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Of the denoiser; what is frozen stays as it is in use."""
+        super().train(False)
+        self.denoiser.train(mode)
+        return self
+
+    def features(
+        self,
+        video: Tensor,
+        *,
+        horizon: int = 0,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> VideoFeatures:
+        """See `VideoBackbone.features`. Without a `generator` the noise is that of seed 0; every clip of a batch has the same."""
+        self.spec.check(video, horizon)
+        timeline = Timeline(video.shape[1], horizon, self.ratio)
+        past = self._filled(video, timeline)
+        latents = self.encode(past)
+        condition = self.condition(past, latents, timeline, prompts)
+        x, level = self._at_level(latents, timeline, condition, generator)
+        with capture(self.denoiser, *self.taps, stop=True) as seen:
+            self._answer(x, level, condition)
+        return self._wrap(seen, x, timeline, since)
+
+    def joint(
+        self,
+        clip: Tensor,
+        observed: int,
+        *,
+        since: float | None = None,
+        prompts: list[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[VideoFeatures, Tensor]:
+        """See `VideoBackbone.joint`. The batch goes through twice in one forward: at the level of features, without the future, and
+        at random levels, where the loss is taken."""
+        video, horizon = clip[:, :observed], clip.shape[1] - observed
+        self.spec.check(video, horizon)
+        timeline = Timeline(observed, horizon, self.ratio)
+        if horizon < 1 or horizon % self.ratio:
+            raise ValueError(f"joint needs a multiple of {self.ratio} future frames, got {horizon}; crop the clip")
+        past = self._filled(video, timeline)
+        latents = self.encode(past)
+        condition = self.condition(past, latents, timeline, prompts)
+        x, level = self._at_level(latents, timeline, condition, generator)
+        with torch.no_grad():
+            signal = self.encode(torch.cat([past, clip[:, observed:] * 2 - 1], 1))
+        noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
+        drawn = self._levels(self.process.draw(len(clip), clip.device, generator), timeline)
+        noisy = self.process.noisy(signal, noise, drawn)
+        twice = {name: torch.cat([value, value]) for name, value in condition.items()}
+        with capture(self.denoiser, *self.taps) as seen:
+            answer = self._answer(torch.cat([x, noisy]), torch.cat([level, drawn]), twice)[len(clip) :]
+        wanted = self.process.output(signal, noise, drawn)
+        loss = (answer - wanted)[:, :, timeline.past :].float().square().mean()
+        half = {name: output.unflatten(0, (2, -1))[0] for name, output in seen.items()}
+        return self._wrap(half, x, timeline, since), loss
+
+    # ---------------------------------------------------------------- how it is done
+
+    def _filled(self, video: Tensor, timeline: Timeline) -> Tensor:
+        return torch.cat([video[:, :1].expand(-1, timeline.before, -1, -1, -1), video], 1) * 2 - 1
+
+    def _levels(self, level: Tensor, timeline: Timeline) -> Tensor:
+        """(b,) to (b, s): observed latents have none where the model takes them clean."""
+        wide = level[:, None].repeat(1, timeline.past + timeline.future)
+        if self.clean_past:
+            wide[:, : timeline.past] = 0
+        return wide
+
+    def _answer(self, x: Tensor, level: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.denoise(self.process.network_input(x, level), self.process.time(level), condition)
+
+    def _at_level(
+        self, latents: Tensor, timeline: Timeline, condition: dict[str, Tensor], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (b, c, s, h, w) of past and future at the level of features, and the levels (b, s) of each. The future is drawn
+        by Euler steps of the noise process, while the past is held at what is known of it."""
+        b, c, past, h, w = latents.shape
+        generator = generator or torch.Generator(latents.device).manual_seed(0)
+        shape = (1, c, past + timeline.future, h, w)
+        noise = torch.randn(shape, generator=generator, device=latents.device, dtype=latents.dtype).expand(b, -1, -1, -1, -1)
+        known = F.pad(latents, (0, 0, 0, 0, 0, timeline.future))
+        whole = lambda level: self._levels(latents.new_full((b,), level, dtype=torch.float32), timeline)  # noqa: E731
+        if not timeline.future or self.level == self.process.top:
+            return self.process.noisy(known, noise, whole(self.level)), whole(self.level)
+        x = self.process.noisy(known, noise, whole(self.process.top))
+        with torch.no_grad():
+            for now, after in pairwise(self.process.levels(self.level, self.denoising_steps)):
+                signal = self.process.signal(self._answer(x, whole(now), condition), x, whole(now))
+                drawn = self.process.noisy(signal, self.process.noise(x, signal, whole(now)), whole(after))
+                held = self.process.noisy(known, noise, whole(after))
+                x = torch.cat([held[:, :, :past], drawn[:, :, past:]], 2)
+        return x, whole(self.level)
+
+    def _wrap(self, seen: dict[str, Tensor], x: Tensor, timeline: Timeline, since: float | None) -> VideoFeatures:
+        grid = (x.shape[2], x.shape[3], x.shape[4])
+        maps = [self.tap_map(seen[tap], len(x), grid) for tap in self.taps]
+        size = max((part.shape[-2:] for part in maps), key=lambda side: side[0])
+        fitted = [
+            part
+            if part.shape[-2:] == size
+            else F.interpolate(part.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(0, part.shape[:2])
+            for part in maps
+        ]
+        spans = timeline.spans().to(x.device)
+        kept = (spans[:, 1] >= spans[:, 0]) & (spans[:, 1] >= min(-math.inf if since is None else since, 0.0))
+        spans = spans[kept]
+        affine = stride_affine(self.spec.stride, device=x.device)
+        return VideoFeatures(torch.cat(fitted, 2)[:, kept].float(), spans.mean(-1), spans, affine)
