@@ -227,7 +227,8 @@ class Prompts:
     """
 
     def __init__(self, encode: Callable[[str], dict[str, Tensor]]) -> None:
-        self.encode, self.known = encode, {}
+        self.encode = encode
+        self.known: dict[str, dict[str, Tensor]] = {}
 
     def __call__(self, prompts: list[str] | None, b: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors with a batch of b for b prompts; None is the empty one for all.
