@@ -109,6 +109,24 @@ class Shared:
         return torch.cat([self.observed.unflatten(0, (self.b, -1)), future], 1).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """Maps (b * s, c, h, w) by scale, as far as they were computed; `seen` is what the encoder gives the last scale."""
+
+    coarse: Tensor
+    middle: Tensor | None = None
+    fine: Tensor | None = None
+    seen: Tensor | None = None
+
+    def read(self, tap: str) -> Tensor:
+        """The maps of a tap."""
+        if tap != "joined":
+            return getattr(self, tap)
+        assert self.middle is not None and self.fine is not None and self.seen is not None
+        middle = F.interpolate(self.middle, scale_factor=2, mode="bilinear", align_corners=False)
+        return torch.cat([self.fine, self.seen, middle], 1)
+
+
 class MiniVideo(VideoBackbone):
     """The embedded default backbone. See the module's text for the process it models.
 
@@ -117,8 +135,9 @@ class MiniVideo(VideoBackbone):
         channels: of the maps it gives, at stride 4.
         depth: attention blocks inside frames, at stride 16; one through time follows.
         max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
-        tap: where features are read: "coarse" (stride 16, after attention), "middle" (8) or "fine" (4); later layers are
-            left out where they are not needed to draw the future.
+        tap: where features are read: "coarse" (stride 16, after attention), "middle" (8), "fine" (4), or "joined": fine, middle and
+            what the encoder saw at the fine scale, for fine maps alone know what changes. Later layers are left out where they are
+            not needed to draw the future.
         level: the noise level that features are read at. Below 1 the future is first drawn down to it, in `denoising_steps` steps
             from the same noise for every clip.
 
@@ -136,12 +155,15 @@ class MiniVideo(VideoBackbone):
         max_horizon: int = 18,
         tubelet: int = 3,
         *,
-        tap: str = "fine",
+        tap: str = "joined",
         level: float = 1.0,
         denoising_steps: int = 1,
     ) -> None:
         super().__init__()
-        taps = {"fine": (channels, STRIDE), "middle": (2 * width, 2 * STRIDE), "coarse": (4 * width, 4 * STRIDE)}
+        taps = {
+            "joined": (channels + 3 * width, STRIDE), "fine": (channels, STRIDE), "middle": (2 * width, 2 * STRIDE),
+            "coarse": (4 * width, 4 * STRIDE),
+        }  # fmt: skip
         if tap not in taps or not 0 < level <= 1 or denoising_steps < 1:
             raise ValueError(
                 f"tap must be one of {list(taps)}, 0 < level <= 1, denoising_steps >= 1; got {tap!r}, {level}, {denoising_steps}"
@@ -179,8 +201,8 @@ class MiniVideo(VideoBackbone):
         sigma: Tensor,
         shown: int | None = None,
         tap: str = "fine",
-    ) -> Tensor:
-        """Maps (b, shown + groups, c, h, w) of the last `shown` (default all) of observed (b, t, 3, H, W), and of future frames.
+    ) -> Decoded:
+        """Maps of the last `shown` (default all) of observed (b, t, 3, H, W), and of groups of future frames, as a tap needs them.
         scaled_future (b, groups, 3 * tubelet, H, W) is (1 - sigma) x, or None where sigma is 1: all groups then look alike to the
         encoder, and one stands for all."""
         b, t = observed.shape[:2]
@@ -199,8 +221,10 @@ class MiniVideo(VideoBackbone):
         middle = fine.map(self.down2)
         coarse = middle.map(self.down3).map(self._through_space).frames()
         coarse = self._through_time(coarse.unflatten(0, (b, t + groups)), self._embedding(t, groups, sigma))
-        maps = coarse if tap == "coarse" else self.up2(coarse, middle)
-        return (self.up1(maps, fine) if tap == "fine" else maps).unflatten(0, (b, t + groups))
+        if tap == "coarse":
+            return Decoded(coarse)
+        between = self.up2(coarse, middle)
+        return Decoded(coarse, between) if tap == "middle" else Decoded(coarse, between, self.up1(between, fine), fine.frames())
 
     def _times(self, t: int, groups: int, device: torch.device) -> Tensor:
         """(t + groups,) centres of the frames that each map describes."""
@@ -251,7 +275,8 @@ class MiniVideo(VideoBackbone):
                 noise = self._noise(1, groups, video, generator).expand(len(video), -1, -1, -1, -1)
                 scaled = (1 - self.level) * self._drawn(past, noise, self.level, self.denoising_steps)
         sigma = video.new_full((len(video),), self.level)
-        return self._wrap(self._maps(past, scaled, groups, sigma, shown, self.tap), shown)
+        decoded = self._maps(past, scaled, groups, sigma, shown, self.tap)
+        return self._wrap(decoded.read(self.tap).unflatten(0, (len(video), -1)), shown)
 
     def _wrap(self, maps: Tensor, t: int) -> VideoFeatures:
         times = self._times(t, maps.shape[1] - t, maps.device)
@@ -269,16 +294,16 @@ class MiniVideo(VideoBackbone):
         generator: torch.Generator | None = None,
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through once at sigma = 1, where features are read and the loss teaches the
-        expected future, and once at a random sigma, where the loss teaches denoising; both in one forward. Features of another tap
-        or level take a forward of their own."""
+        expected future, and once at a random sigma, where the loss teaches denoising; both in one forward. Features of another
+        level take a forward of their own."""
         b, shown = len(clip), _shown(observed, since)
-        if self.tap != "fine" or self.level < 1:
+        if self.level < 1:
             features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed, since=since)
             return features, self.generative_loss(clip, observed, generator=generator)
         drawn = _random_levels(b, clip.device, generator)
         sigma = torch.cat([torch.ones_like(drawn), drawn])
-        maps, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, sigma, shown, generator)
-        return self._wrap(maps[:b], shown), loss
+        decoded, loss = self._flow(clip.repeat(2, 1, 1, 1, 1), observed, sigma, shown, generator)
+        return self._wrap(decoded.read(self.tap).unflatten(0, (2 * b, -1))[:b], shown), loss
 
     def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
         """See `VideoBackbone.generative_loss`. A quarter of the clips teach the expected future; half of the calls see frames
@@ -290,7 +315,7 @@ class MiniVideo(VideoBackbone):
 
     def _flow(
         self, clip: Tensor, observed: int, sigma: Tensor, shown: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Decoded, Tensor]:
         """The maps of clips whose future is seen at noise levels sigma (b,), and the loss."""
         horizon = clip.shape[1] - observed
         self.spec.check(clip[:, :observed], horizon)
@@ -300,17 +325,19 @@ class MiniVideo(VideoBackbone):
         noise = torch.randn(future.shape, device=clip.device, generator=generator)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * future + level * noise
-        maps = self._maps(past, (1 - level) * noisy, future.shape[1], sigma, shown)
+        decoded = self._maps(past, (1 - level) * noisy, future.shape[1], sigma, shown)
         # the squared error of the velocity, but for the smallest levels, where it would drown the others
-        loss = ((self._expected(maps[:, shown:], past) - future) / level.clamp_min(LEAST_LEVEL)).square().mean()
-        return maps, loss
+        loss = ((self._expected(decoded, past, shown) - future) / level.clamp_min(LEAST_LEVEL)).square().mean()
+        return decoded, loss
 
     def _grouped(self, frames: Tensor) -> Tensor:
         """(b, groups * tubelet, 3, H, W) frames to (b, groups, tubelet * 3, H, W)."""
         return rearrange(frames, "b (s k) c h w -> b s (k c) h w", k=self.tubelet)
 
-    def _expected(self, maps: Tensor, past: Tensor) -> Tensor:
-        """The signal of future frames (b, groups, tubelet * 3, H, W) that their maps lead to expect, in float32."""
+    def _expected(self, decoded: Decoded, past: Tensor, shown: int) -> Tensor:
+        """The signal of future frames (b, groups, tubelet * 3, H, W), whose maps follow `shown` ones, in float32."""
+        assert decoded.fine is not None
+        maps = decoded.fine.unflatten(0, (len(past), -1))[:, shown:]
         (b, s), k, last = maps.shape[:2], self.tubelet, past[:, -1].float()
         fine, coarse = self.to_frame(F.silu(maps).flatten(0, 1)).float().split([4 * STRIDE**2 * k, 2 * k], 1)
         change, mask = F.pixel_shuffle(fine, STRIDE).reshape(b, s * k, 4, *last.shape[2:]).split([3, 1], 2)
@@ -347,9 +374,9 @@ class MiniVideo(VideoBackbone):
         last = level / (LEVEL_SHIFT - (LEVEL_SHIFT - 1) * level)  # inverts _crowded
         for now, after in pairwise(_crowded(torch.linspace(1, last, steps + 1)).tolist()):
             sigma, seen = x.new_full((len(x),), now), None if now == 1 else (1 - now) * x
-            expected = self._expected(self._maps(past, seen, x.shape[1], sigma)[:, past.shape[1] :], past)
+            expected = self._expected(self._maps(past, seen, x.shape[1], sigma), past, past.shape[1])
             if guidance != 1:
-                unconditional = self._expected(self._maps(nothing, seen, x.shape[1], sigma)[:, past.shape[1] :], nothing)
+                unconditional = self._expected(self._maps(nothing, seen, x.shape[1], sigma), nothing, past.shape[1])
                 expected = unconditional + guidance * (expected - unconditional)
             x = expected + after / now * (x - expected)
         return x

@@ -65,7 +65,7 @@ class Config:
     steps: int = 400
     copies: int = 3
     seed: int = 0
-    taps: tuple[str, ...] = ("coarse", "middle", "fine")
+    taps: tuple[str, ...] = ("coarse", "middle", "fine", "joined")
     levels: tuple[float, ...] = (1.0, 0.8, 0.6, 0.3)
     denoising_steps: tuple[int, ...] = (1, 1, 2, 4)
     out: Path = Path("runs/taps")

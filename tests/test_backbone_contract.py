@@ -504,10 +504,10 @@ def test_sinusoids_tell_values_apart() -> None:
 # -------------------------------------------------------------------- mini's taps and noise levels
 
 
-@pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4)])
+@pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4), ("joined", 36, 4)])
 def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channels: int, stride: int) -> None:
     backbone = backbone_class("mini")(**SMALL["mini"], tap=tap).eval()
-    later = {"coarse": ["up2", "up1"], "middle": ["up1"], "fine": []}[tap]
+    later = {"coarse": ["up2", "up1"], "middle": ["up1"]}.get(tap, [])
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
     assert (backbone.spec.channels, backbone.spec.stride) == (channels, stride)
