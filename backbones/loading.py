@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
@@ -19,6 +21,7 @@ class Source:
 
     Args:
         name: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
+        blocks: how many of the denoiser's blocks are loaded, from its first one; None for all.
 
     Raises:
         ValueError: an unknown dtype.
@@ -27,10 +30,25 @@ class Source:
     name: str
     revision: str | None = None
     dtype: str = "float32"
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"unknown dtype {self.dtype!r}; choose float32, bfloat16 or float16")
+
+    def first_blocks(self) -> dict[str, int]:
+        """Options by which diffusers loads `blocks` blocks of a transformer."""
+        return {} if self.blocks is None else {"num_layers": self.blocks}
+
+
+class Config(dict[str, Any]):
+    """The config of a part, or the index of a whole model, where it is needed before or without the part: by `load_part`."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, subfolder: str, revision: str | None, file: str = "config.json") -> Self:
+        here = Path(name).is_dir()
+        path = Path(name, subfolder, file) if here else hf_hub_download(name, file, subfolder=subfolder or None, revision=revision)
+        return cls(json.loads(Path(path).read_text()))
 
 
 def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any) -> P:
