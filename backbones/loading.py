@@ -9,7 +9,13 @@ from typing import Any, Self, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from torch import nn
 
 P = TypeVar("P")
@@ -46,9 +52,13 @@ class Config(dict[str, Any]):
 
     @classmethod
     def from_pretrained(cls, name: str, *, subfolder: str, revision: str | None, file: str = "config.json") -> Self:
-        here = Path(name).is_dir()
-        path = Path(name, subfolder, file) if here else hf_hub_download(name, file, subfolder=subfolder or None, revision=revision)
-        return cls(json.loads(Path(path).read_text()))
+        path = Path(name, subfolder, file)
+        if not Path(name).is_dir():
+            try:
+                path = Path(hf_hub_download(name, file, subfolder=subfolder or None, revision=revision))
+            except HFValidationError as error:  # a mistyped folder is no hub id either
+                raise OSError(str(error)) from error
+        return cls(json.loads(path.read_text()))
 
 
 def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any) -> P:
@@ -56,7 +66,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
-        ImportError: a tokenizer wants packages that are not installed.
+        ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
     if issubclass(kind, nn.Module):
@@ -77,6 +87,9 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
-        if isinstance(error, ImportError) or "tiktoken" in str(error):  # what transformers asks for where it misses sentencepiece
+        # transformers asks for tiktoken where it misses sentencepiece
+        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
             raise ImportError(f"{where} needs two more packages: pip install sentencepiece protobuf") from error
+        if isinstance(error, ImportError):
+            raise
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error

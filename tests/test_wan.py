@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,7 +224,7 @@ def test_a_truncated_model_gives_the_same_maps(name: str) -> None:
         backbone.joint(video, 2)
 
 
-def test_truncation_follows_the_taps() -> None:
+def test_truncation_follows_the_taps(tmp_path: Path) -> None:
     backbone = load(TI2V, truncate=True, taps=["blocks.0", "blocks.1"])
     assert len(backbone.denoiser.blocks) == 2 and backbone.spec.channels == 48
     below = load(TI2V, truncate=True, level=0.5)
@@ -232,14 +233,15 @@ def test_truncation_follows_the_taps() -> None:
         load(TI2V, truncate=True, taps=["blocks.4"])
     with pytest.raises(ValueError, match="SvdBackbone cannot be truncated.*leave truncate out"):
         load("svd", truncate=True)
-    with pytest.raises(FileNotFoundError):
-        backbone_class(TI2V).from_pretrained("no/such-folder", truncate=True)
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match=f"{folder}/transformer has no usable Config"):
+            backbone_class(TI2V).from_pretrained(str(folder), truncate=True)
 
 
 # -------------------------------------------------------------------- what is refused
 
 
-def test_what_wan_cannot_take_is_refused(tmp_path: Any) -> None:
+def test_what_wan_cannot_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="level 1 is pure noise.*choose a lower one"):
         load(TEXT, level=1.0)
     with pytest.raises(ValueError, match=r"unknown taps \['blocks.9'\]; choose from blocks.0-3"):
