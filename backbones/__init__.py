@@ -33,6 +33,11 @@ CATALOGUE = {
     "mini-random": Entry("backbones.mini:MiniVideo"),
     "svd": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid"),
     "svd-xt": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid-xt"),
+    "wan2.1-t2v-1.3b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    "wan2.1-t2v-14b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    "wan2.1-i2v-14b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+    "wan2.2-ti2v-5b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+    "cosmos-predict2-2b": Entry("backbones.cosmos:CosmosBackbone", source="nvidia/Cosmos-Predict2-2B-Video2World"),
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.loading import Source
+from backbones.loading import Config, Source, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, stride_affine
 
 # -------------------------------------------------------------------- noise processes
@@ -77,7 +77,7 @@ class FlowProcess(NoiseProcess):
 
     time_scale: float = 1000.0
     reversed_time: bool = False
-    top = 1.0
+    top: float = 1.0
 
     def scales(self, level: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - level, level
@@ -230,6 +230,21 @@ class Prompts:
         self.encode = encode
         self.known: dict[str, dict[str, Tensor]] = {}
 
+    @classmethod
+    def by_encoder(cls, tokenizer: Any, encoder: Any, length: int, masked: bool = False) -> Self:
+        """The last hidden states "text" (length, d) of a text encoder, filled up or cut to `length` tokens. Where `masked`, the
+        encoder does not see what is filled up, and "text_mask" (length,) is False there."""
+        encoder.requires_grad_(False).eval()
+
+        def encode(prompt: str) -> dict[str, Tensor]:
+            tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            tokens = tokens.to(encoder.device)
+            mask = tokens.attention_mask if masked else None
+            text = encoder(tokens.input_ids, attention_mask=mask)[0][0]
+            return {"text": text} if mask is None else {"text": text, "text_mask": mask[0].bool()}
+
+        return cls(encode)
+
     def __call__(self, prompts: list[str] | None, b: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors with a batch of b for b prompts; None is the empty one for all.
 
@@ -244,6 +259,28 @@ class Prompts:
                 self.known[prompt] = self.encode(prompt)
         found = [self.known[prompt] for prompt in prompts]
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
+
+
+# -------------------------------------------------------------------- transformers
+
+
+def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, stack: str = "transformer_blocks") -> tuple[str, ...]:
+    """The taps asked for, or the block at a `depth` from 0 to 1 of the stack.
+
+    Raises:
+        ValueError: a tap that is no block of the stack.
+    """
+    count = len(getattr(denoiser, stack))
+    taps = (f"{stack}.{int(depth * count)}",) if taps is None else tuple(taps)
+    if unknown := set(taps) - {f"{stack}.{i}" for i in range(count)}:
+        raise ValueError(f"unknown taps {sorted(unknown)}; choose from {stack}.0-{count - 1}")
+    return taps
+
+
+def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int) -> Tensor:
+    """Tokens (b, s h w / patch^2, c), frame by frame and row by row, as maps (b, s, c, h / patch, w / patch)."""
+    s, h, w = grid
+    return tokens.unflatten(1, (s, h // patch, w // patch)).movedim(-1, 2)
 
 
 # -------------------------------------------------------------------- the adapter
@@ -266,6 +303,11 @@ class LatentVideoBackbone(VideoBackbone):
     vae: Any  # parts of another library, whose types say little
     clean_past = False
     """Whether the model takes observed latents without noise, with a level of their own."""
+    stack = ""
+    """The denoiser's list of blocks, where each needs those before it alone, so that the first ones can be loaded without the rest;
+    empty where there is no such list."""
+    depth = 0.5
+    """Of the block in the stack that is read unless taps are given, from 0 to 1."""
 
     def __init__(
         self,
@@ -309,6 +351,7 @@ class LatentVideoBackbone(VideoBackbone):
         revision: str | None = None,
         dtype: str = "float32",
         device: str | None = None,
+        truncate: bool = False,
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         **options: Any,
@@ -317,19 +360,45 @@ class LatentVideoBackbone(VideoBackbone):
 
         Args:
             source: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
-            device: where the model goes, prompts' encoders excepted. lora_rank: above 0, low-rank layers are added to the
+            device: where the model goes, prompts' encoders excepted. truncate: load the denoiser's blocks up to the last tap alone.
+                Maps are the same; there is no generative loss, and below the top level no future, which is drawn by the whole.
+            lora_rank: above 0, low-rank layers are added to the
                 denoiser's attention and they alone are trained (Hu et al. 2022; needs the package peft).
             gradient_checkpointing: training takes less memory and a third more time. options: of the constructor.
 
         Raises:
             FileNotFoundError, ValueError: see `load_part`. ImportError: peft is asked for and not installed.
         """
-        backbone = cls(**cls.load_parts(Source(source, revision, dtype)), **options)
+        model = Source(source, revision, dtype)
+        if truncate:
+            model, options["taps"] = cls._up_to_last_tap(model, options.get("taps"))
+        backbone = cls(**cls.load_parts(model), **options)
+        if truncate:
+            backbone._forgo_answer()
         if gradient_checkpointing:
             backbone.denoiser.enable_gradient_checkpointing()
         if lora_rank:
             backbone.add_lora(lora_rank)
         return backbone.to(device)
+
+    @classmethod
+    def _up_to_last_tap(cls, source: Source, taps: Sequence[str] | None) -> tuple[Source, tuple[str, ...]]:
+        """The source of the blocks that are needed, and the taps.
+
+        Raises:
+            ValueError: the denoiser is no stack of blocks, or a tap is none of them.
+        """
+        if not cls.stack:
+            raise ValueError(f"{cls.__name__} cannot be truncated: blocks need others than those before them; leave truncate out")
+        count = load_part(Config, source, "transformer")["num_layers"]
+        outline = nn.ModuleDict({cls.stack: nn.ModuleList(nn.Identity() for _ in range(count))})
+        taps = block_taps(taps, outline, cls.depth, cls.stack)
+        return replace(source, blocks=1 + max(int(tap.rpartition(".")[2]) for tap in taps)), taps
+
+    def _forgo_answer(self) -> None:
+        """Declare what remains where the denoiser's own output means nothing."""
+        horizon = self.spec.max_horizon if self.level == self.process.top else 0
+        self.spec = replace(self.spec, generative=False, predicts=horizon > 0, max_horizon=horizon)
 
     @classmethod
     @abstractmethod
@@ -413,6 +482,8 @@ class LatentVideoBackbone(VideoBackbone):
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through twice in one forward: at the level of features, without the future, and
         at random levels, where the loss is taken."""
+        if not self.spec.generative:
+            return super().joint(clip, observed)
         video, horizon = clip[:, :observed], clip.shape[1] - observed
         self.spec.check(video, horizon)
         timeline = Timeline(observed, horizon, self.ratio)
@@ -424,6 +495,8 @@ class LatentVideoBackbone(VideoBackbone):
         x, level = self._at_level(latents, timeline, condition, generator)
         with torch.no_grad():
             signal = self.encode(torch.cat([past, clip[:, observed:] * 2 - 1], 1))
+            # some autoencoders normalise over time: observed latents must not tell of the future
+            signal = torch.cat([latents, signal[:, :, timeline.past :]], 2)
         noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
         drawn = self._levels(self.process.draw(len(clip), clip.device, generator), timeline)
         noisy = self.process.noisy(signal, noise, drawn)
@@ -470,7 +543,9 @@ class LatentVideoBackbone(VideoBackbone):
                 drawn = self.process.noisy(signal, self.process.noise(x, signal, whole(now)), whole(after))
                 held = self.process.noisy(known, noise, whole(after))
                 x = torch.cat([held[:, :, :past], drawn[:, :, past:]], 2)
-        return x, whole(self.level)
+        # gradients pass through what is observed, not through the drawing
+        held = self.process.noisy(known, noise, whole(self.level))
+        return torch.cat([held[:, :, :past], x[:, :, past:]], 2), whole(self.level)
 
     def _wrap(self, seen: dict[str, Tensor], x: Tensor, timeline: Timeline, since: float | None) -> VideoFeatures:
         grid = (x.shape[2], x.shape[3], x.shape[4])

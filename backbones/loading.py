@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,7 @@ class Source:
 
     Args:
         name: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
+        blocks: how many of the denoiser's blocks are loaded, from its first one; None for all.
 
     Raises:
         ValueError: an unknown dtype.
@@ -27,24 +36,45 @@ class Source:
     name: str
     revision: str | None = None
     dtype: str = "float32"
+    blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"unknown dtype {self.dtype!r}; choose float32, bfloat16 or float16")
 
+    def first_blocks(self) -> dict[str, int]:
+        """Options by which diffusers loads `blocks` blocks of a transformer."""
+        return {} if self.blocks is None else {"num_layers": self.blocks}
 
-def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any) -> M:
-    """One part of a model by the `from_pretrained` of its library, from safetensors.
+
+class Config(dict[str, Any]):
+    """The config of a part, or the index of a whole model, where it is needed before or without the part: by `load_part`."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, subfolder: str, revision: str | None, file: str = "config.json") -> Self:
+        path = Path(name, subfolder, file)
+        if not Path(name).is_dir():
+            try:
+                path = Path(hf_hub_download(name, file, subfolder=subfolder or None, revision=revision))
+            except HFValidationError as error:  # a mistyped folder is no hub id either
+                raise OSError(str(error)) from error
+        return cls(json.loads(path.read_text()))
+
+
+def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any) -> P:
+    """One part of a model, a module, a tokenizer or a scheduler, by the `from_pretrained` of its library; weights from safetensors.
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
+        ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
+    if issubclass(kind, nn.Module):
+        options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
         return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
-            source.name, subfolder=subfolder, revision=source.revision, torch_dtype=getattr(torch, source.dtype),
-            use_safetensors=True, **options,
-        )  # fmt: skip
+            source.name, subfolder=subfolder, revision=source.revision, **options
+        )
     except GatedRepoError as error:
         raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -56,5 +86,10 @@ def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any
     except OSError as error:
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
+        # transformers asks for tiktoken where it misses sentencepiece
+        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
+            raise ImportError(f"{where} needs two more packages: pip install sentencepiece protobuf") from error
+        if isinstance(error, ImportError):
+            raise
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error

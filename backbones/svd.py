@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from backbones.clip import clip_pixels
 from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline
 from backbones.loading import Source, load_part
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MOTION_BUCKET = 127.0
 
 
@@ -82,10 +81,8 @@ class SvdBackbone(LatentVideoBackbone):
 
     def _seen_by_clip(self, frame: Tensor) -> Tensor:
         """(b, 1, d) embedding of frames (b, 3, H, W) in [-1, 1]."""
-        side = self.image_encoder.config.image_size
-        small = F.interpolate(frame, (side, side), mode="bicubic", antialias=True, align_corners=False)
-        mean, std = (frame.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-        return self.image_encoder(((small + 1) / 2 - mean).div(std).to(self.image_encoder.dtype)).image_embeds[:, None]
+        pixels = clip_pixels(frame, self.image_encoder.config.image_size)
+        return self.image_encoder(pixels.to(self.image_encoder.dtype)).image_embeds[:, None]
 
     def denoise(self, x: Tensor, time: Tensor, condition: dict[str, Tensor]) -> Tensor:
         sample = torch.cat([x, condition["beside"]], 1).transpose(1, 2).to(self.denoiser.dtype)
