@@ -33,6 +33,13 @@ CATALOGUE = {
     "mini-random": Entry("backbones.mini:MiniVideo"),
     "svd": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid"),
     "svd-xt": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid-xt"),
+    "cogvideox-2b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-2b"),
+    "cogvideox-5b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-5b"),
+    "cogvideox-5b-i2v": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-5b-I2V"),
+    "cogvideox1.5-5b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX1.5-5B"),
+    "cogvideox1.5-5b-i2v": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX1.5-5B-I2V"),
+    "mochi": Entry("backbones.mochi:MochiBackbone", source="genmo/mochi-1-preview"),
+    "animatediff": Entry("backbones.animatediff:AnimateDiffBackbone", source="guoyww/animatediff-motion-adapter-v1-5-3"),
 }
 
 

@@ -230,6 +230,21 @@ class Prompts:
         self.encode = encode
         self.known: dict[str, dict[str, Tensor]] = {}
 
+    @classmethod
+    def by_encoder(cls, tokenizer: Any, encoder: Any, length: int, masked: bool = False) -> Self:
+        """The last hidden states "text" (length, d) of a text encoder, filled up or cut to `length` tokens. Where `masked`, the
+        encoder does not see what is filled up, and "text_mask" (length,) is False there."""
+        encoder.requires_grad_(False).eval()
+
+        def encode(prompt: str) -> dict[str, Tensor]:
+            tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            tokens = tokens.to(encoder.device)
+            mask = tokens.attention_mask if masked else None
+            text = encoder(tokens.input_ids, attention_mask=mask)[0][0]
+            return {"text": text} if mask is None else {"text": text, "text_mask": mask[0].bool()}
+
+        return cls(encode)
+
     def __call__(self, prompts: list[str] | None, b: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors with a batch of b for b prompts; None is the empty one for all.
 
@@ -244,6 +259,28 @@ class Prompts:
                 self.known[prompt] = self.encode(prompt)
         found = [self.known[prompt] for prompt in prompts]
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
+
+
+# -------------------------------------------------------------------- transformers
+
+
+def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, stack: str = "transformer_blocks") -> tuple[str, ...]:
+    """The taps asked for, or the block at a `depth` from 0 to 1 of the stack.
+
+    Raises:
+        ValueError: a tap that is no block of the stack.
+    """
+    count = len(getattr(denoiser, stack))
+    taps = (f"{stack}.{int(depth * count)}",) if taps is None else tuple(taps)
+    if unknown := set(taps) - {f"{stack}.{i}" for i in range(count)}:
+        raise ValueError(f"unknown taps {sorted(unknown)}; choose from {stack}.0-{count - 1}")
+    return taps
+
+
+def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int) -> Tensor:
+    """Tokens (b, s h w / patch^2, c), frame by frame and row by row, as maps (b, s, c, h / patch, w / patch)."""
+    s, h, w = grid
+    return tokens.unflatten(1, (s, h // patch, w // patch)).movedim(-1, 2)
 
 
 # -------------------------------------------------------------------- the adapter
@@ -424,6 +461,8 @@ class LatentVideoBackbone(VideoBackbone):
         x, level = self._at_level(latents, timeline, condition, generator)
         with torch.no_grad():
             signal = self.encode(torch.cat([past, clip[:, observed:] * 2 - 1], 1))
+            # some autoencoders normalise over time: observed latents must not tell of the future
+            signal = torch.cat([latents, signal[:, :, timeline.past :]], 2)
         noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
         drawn = self._levels(self.process.draw(len(clip), clip.device, generator), timeline)
         noisy = self.process.noisy(signal, noise, drawn)
@@ -470,7 +509,9 @@ class LatentVideoBackbone(VideoBackbone):
                 drawn = self.process.noisy(signal, self.process.noise(x, signal, whole(now)), whole(after))
                 held = self.process.noisy(known, noise, whole(after))
                 x = torch.cat([held[:, :, :past], drawn[:, :, past:]], 2)
-        return x, whole(self.level)
+        # gradients pass through what is observed, not through the drawing
+        held = self.process.noisy(known, noise, whole(self.level))
+        return torch.cat([held[:, :, :past], x[:, :, past:]], 2), whole(self.level)
 
     def _wrap(self, seen: dict[str, Tensor], x: Tensor, timeline: Timeline, since: float | None) -> VideoFeatures:
         grid = (x.shape[2], x.shape[3], x.shape[4])

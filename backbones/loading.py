@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,20 @@ class Source:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose float32, bfloat16 or float16")
 
 
-def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any) -> M:
-    """One part of a model by the `from_pretrained` of its library, from safetensors.
+def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any) -> P:
+    """One part of a model, a module, a tokenizer or a scheduler, by the `from_pretrained` of its library; weights from safetensors.
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
+        ImportError: a tokenizer wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
+    if issubclass(kind, nn.Module):
+        options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
         return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
-            source.name, subfolder=subfolder, revision=source.revision, torch_dtype=getattr(torch, source.dtype),
-            use_safetensors=True, **options,
-        )  # fmt: skip
+            source.name, subfolder=subfolder, revision=source.revision, **options
+        )
     except GatedRepoError as error:
         raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -56,5 +58,7 @@ def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any
     except OSError as error:
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
+        if isinstance(error, ImportError) or "tiktoken" in str(error):  # what transformers asks for where it misses sentencepiece
+            raise ImportError(f"{where} needs two more packages: pip install sentencepiece protobuf") from error
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error

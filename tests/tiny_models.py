@@ -6,6 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,129 @@ def svd(folder: Path) -> None:
     clip.save_pretrained(folder / "image_encoder")
 
 
+def t5(folder: Path) -> None:
+    """Encoder and tokenizer of text, 16 channels."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0).save_pretrained(folder / "tokenizer")
+
+
+def cogvideox(folder: Path, image: bool = False, rotary: bool = True, **config: Any) -> None:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=8 if image else 4, out_channels=4, time_embed_dim=16,
+        text_embed_dim=16, num_layers=3, sample_width=8, sample_height=8, sample_frames=17, max_text_seq_length=6,
+        use_rotary_positional_embeddings=rotary, **config,
+    )  # fmt: skip
+    if config.get("use_learned_positional_embeddings"):
+        transformer.patch_embed.pos_embedding.normal_()
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_height=64,
+        sample_width=64, scaling_factor=0.7 if rotary else 1.15258426, invert_scale_latents=image,
+    )  # fmt: skip
+    kind, shift = (CogVideoXDPMScheduler, 1.0) if rotary else (CogVideoXDDIMScheduler, 3.0)
+    kind(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=shift, timestep_spacing="trailing"
+    ).save_pretrained(folder / "scheduler")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    t5(folder)
+
+
+def mochi(folder: Path) -> None:
+    from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=3, pooled_projection_dim=16, in_channels=12, text_embed_dim=16,
+        time_embed_dim=16, max_sequence_length=6,
+    )  # fmt: skip
+    transformer.pos_frequencies.data.normal_()
+    vae = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1)
+    )
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(invert_sigmas=True).save_pretrained(folder / "scheduler")
+    t5(folder)
+
+
+def animatediff(folder: Path) -> None:
+    """The layers along time, and the model that carries them in "base"."""
+    from diffusers import AutoencoderKL, MotionAdapter, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    widths, groups = (8, 8, 16, 16), 4
+    MotionAdapter(
+        widths,
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=groups,
+        motion_max_seq_length=16,
+        use_motion_mid_block=False,
+    ).save_pretrained(folder)
+    base = folder / "base"
+    UNet2DConditionModel(
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=groups,
+        sample_size=8,
+    ).save_pretrained(base / "unet")
+    # one stage fewer than the real one, so that the middle of the U-Net has more than one cell to attend to
+    AutoencoderKL(
+        block_out_channels=(8,) * 3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=groups,
+    ).save_pretrained(base / "vae")
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(base / "scheduler")
+    config = CLIPTextConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    CLIPTextModel(config).save_pretrained(base / "text_encoder")
+    pieces = ["<|startoftext|>", "<|endoftext|>", *"abcdefgh", *(f"{letter}</w>" for letter in "abcdefgh")]
+    tokenizer = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=8)
+    tokenizer.save_pretrained(base / "tokenizer")
+
+
 @dataclass(frozen=True)
 class Tiny:
-    """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick."""
+    """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick; in a string
+    "{folder}" is where the model was saved."""
 
     save: Callable[[Path], None]
     options: dict[str, Any]
 
 
-TINY = {"svd": Tiny(svd, {"max_context": 3, "max_horizon": 4})}
+VERSION_1_5 = {"patch_size_t": 2, "patch_bias": False}
+
+TINY = {
+    "svd": Tiny(svd, {"max_context": 3, "max_horizon": 4}),
+    "cogvideox-2b": Tiny(partial(cogvideox, rotary=False), {"max_context": 5, "max_horizon": 8}),
+    "cogvideox-5b": Tiny(cogvideox, {"max_context": 5, "max_horizon": 4}),
+    "cogvideox-5b-i2v": Tiny(partial(cogvideox, image=True, use_learned_positional_embeddings=True), {"max_horizon": 8}),
+    "cogvideox1.5-5b": Tiny(partial(cogvideox, **VERSION_1_5), {"max_context": 9, "max_horizon": 8}),
+    "cogvideox1.5-5b-i2v": Tiny(partial(cogvideox, image=True, ofs_embed_dim=16, **VERSION_1_5), {"max_horizon": 8}),
+    "mochi": Tiny(mochi, {"max_context": 7, "max_horizon": 12}),
+    "animatediff": Tiny(animatediff, {"max_context": 3, "max_horizon": 4, "base": "{folder}/base"}),
+}
 """By name in the catalogue."""
 
 
@@ -67,4 +182,6 @@ def saved(name: str) -> Path:
 
 def tiny(name: str) -> VideoBackbone:
     """A tiny model, loaded as a user loads the real one."""
-    return backbone_class(name).from_pretrained(str(saved(name)), **TINY[name].options).eval()
+    folder = saved(name)
+    options = {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in TINY[name].options.items()}
+    return backbone_class(name).from_pretrained(str(folder), **options).eval()
