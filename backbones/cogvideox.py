@@ -21,7 +21,7 @@ from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline
 from backbones.loading import Source, load_part
 
 DEPTH = 0.58
-"""Of the default tap: block 17 of the 30 of CogVideoX-2B, where points match best from frame to frame (DiffTrack, Nam et al. 2025)."""
+"""Of the default tap: block 17 of the 30 of CogVideoX-2B, where points match best between frames (DiffTrack, Nam et al. 2025)."""
 OBSERVED_LEVEL = 0.2
 MOTION_STRENGTH = 2.0
 """What the image model of version 1.5 is told in every published example, its `ofs`."""
@@ -33,9 +33,9 @@ class CogVideoXBackbone(LatentVideoBackbone):
 
     Args:
         transformer, vae, scheduler, prompts: its parts; whether it continues an image and how it knows places is in its config.
-        taps: transformer_blocks.i. level: the step of the noise process over their number. At 1 the model sees no clip but the image
-            that it continues; that is the default where nothing else is observed. denoising_steps: by which the future is drawn
-            down to it. max_context, max_horizon: most observed and future frames, by default 1 observed where an image is
+        taps: transformer_blocks.i. level: the step of the noise process over their number. At 1 the model sees of a clip only the
+            image that it continues; that is the default where nothing else is observed. denoising_steps: by which the future is
+            drawn down to it. max_context, max_horizon: most observed and future frames, by default 1 observed where an image is
             continued; the first versions learnt clips of 49 at 8 fps, 1.5 of 81 at 16.
 
     Raises:

@@ -23,9 +23,9 @@ class MochiBackbone(LatentVideoBackbone):
     """Mochi's transformer.
 
     Args:
-        transformer, vae, prompts: its parts. taps: transformer_blocks.i. level: share of noise, at most 1. denoising_steps: by which
-            the future is drawn down to it. max_context, max_horizon: most observed and future frames, of 163 at 30 fps that the
-            published model gives at most.
+        transformer, vae, prompts: its parts. taps: transformer_blocks.i. level: share of noise; at 1 nothing of a clip is seen.
+        denoising_steps: by which the future is drawn down to it. max_context, max_horizon: most observed and future frames; the
+            published model gives clips of 163 at most, at 30 fps.
 
     Raises:
         ValueError: see `LatentVideoBackbone`.

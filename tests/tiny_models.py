@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from backbones import backbone_class
-from para_video.features import VideoBackbone
+from backbones.latent import Timeline
+from para_video.features import VideoBackbone, capture
 
 
 def svd(folder: Path) -> None:
@@ -185,3 +186,55 @@ def tiny(name: str) -> VideoBackbone:
     folder = saved(name)
     options = {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in TINY[name].options.items()}
     return backbone_class(name).from_pretrained(str(folder), **options).eval()
+
+
+# -------------------------------------------------------------------- what tests of a family ask
+
+
+def sharpen(denoiser: torch.nn.Module, factor: float = 8.0) -> None:
+    """Scale queries and keys up. Random ones attend to all places alike, which hides wrong positions."""
+    with torch.no_grad():
+        for name, parameter in denoiser.named_parameters():
+            if name.endswith(("to_q.weight", "to_k.weight", "norm_q.weight", "norm_k.weight")):
+                parameter *= factor
+
+
+def map_changed_by_frames(backbone: Any, which: slice) -> int:
+    """The index of the latent that changes most where frames, of the most that may be observed, have a bright square elsewhere."""
+    observed = backbone.spec.contexts[1]
+    clips = 0.3 + 0.1 * torch.rand(1, observed, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1, 1)
+    clips[:, :, :, 32:48, 16:32] = 1.0
+    clips[1, which, :, 32:48, 16:32], clips[1, which, :, 16:32, 48:] = 0.3, 1.0
+    with torch.no_grad():
+        first, second = backbone.encode(clips * 2 - 1)
+    return int((first - second).square().sum((0, 2, 3)).argmax())
+
+
+def cell_changed_by_latents(backbone: Any, s: int, y: int, x: int) -> tuple[int, int, int]:
+    """(map, row, column) that changes most with the latents under cell (y, x) of map s, of 3 maps of 4 rows and 6 columns, in a
+    model with tokens of 2 x 2 cells."""
+    ratio, channels = backbone.ratio, backbone.encode(torch.zeros(1, 1, 3, 64, 64)).shape[1]
+    latents = torch.randn(1, channels, 3, 8, 12, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1, 1)
+    latents[1, :, s, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] += 3.0
+    maps = []
+    for one in latents.split(1):
+        past = torch.zeros(1, 1, 3, 64, 96)
+        condition = backbone.condition(past, one[:, :, :1], Timeline(1, 2 * ratio, ratio), None)
+        with torch.no_grad(), capture(backbone.denoiser, *backbone.taps, stop=True) as seen:
+            backbone._answer(one, torch.full((1, 3), 0.3), condition)
+        maps.append(backbone.tap_map(seen[backbone.taps[0]], 1, (3, 8, 12)))
+    change = (maps[0] - maps[1])[0].norm(dim=1)
+    s, y, x = (int(i) for i in torch.unravel_index(change.argmax(), change.shape))
+    return s, y, x
+
+
+def calls(module: torch.nn.Module, run: Callable[[], Any]) -> list[tuple[tuple, dict[str, Any], Any]]:
+    """(positional arguments, named ones, output) of each call of the module during `run`."""
+    seen: list[tuple[tuple, dict[str, Any], Any]] = []
+    handle = module.register_forward_hook(lambda _, args, named, output: seen.append((args, named, output)), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    return seen
