@@ -67,7 +67,7 @@ class AnimateDiffBackbone(LatentVideoBackbone):
         """See `LatentVideoBackbone.from_pretrained`.
 
         Args:
-            source: hub id or local folder of the layers along time. base: of the model that carries them.
+            source, revision: of the layers along time. base: hub id or local folder of the model that carries them.
         """
         return super().from_pretrained(source, dtype=dtype, **cls.load_base(Source(base, dtype=dtype)), **options)
 

@@ -22,7 +22,8 @@ from backbones.loading import Source, load_part
 
 DEPTH = 0.58
 """Of the default tap: block 17 of the 30 of CogVideoX-2B, where points match best between frames (DiffTrack, Nam et al. 2025)."""
-OBSERVED_LEVEL = 0.2
+OBSERVED_LEVEL = 0.1
+"""At which noise is about half of the signal in CogVideoX-2B and a third in the others."""
 MOTION_STRENGTH = 2.0
 """What the image model of version 1.5 is told in every published example, its `ofs`."""
 
@@ -66,9 +67,8 @@ class CogVideoXBackbone(LatentVideoBackbone):
         super().__init__(
             transformer, vae, process=DdpmProcess(scheduler.alphas_cumprod, scheduler.config.prediction_type), taps=taps,
             channels=[config.num_attention_heads * config.attention_head_dim] * len(taps), strides=[stride] * len(taps),
-            level=level, denoising_steps=denoising_steps,
-            ratio=int(vae.config.temporal_compression_ratio) * group, contexts=(1, max_context), max_horizon=max_horizon,
-            size_multiple=stride,
+            level=level, denoising_steps=denoising_steps, ratio=int(vae.config.temporal_compression_ratio) * group,
+            contexts=(1, max_context), max_horizon=max_horizon, size_multiple=stride,
         )  # fmt: skip
         self.prompts, self.continues_image, self.group = prompts, continues_image, group
         if config.use_learned_positional_embeddings:

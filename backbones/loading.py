@@ -38,7 +38,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
-        ImportError: a tokenizer wants packages that are not installed.
+        ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
     if issubclass(kind, nn.Module):
@@ -59,6 +59,9 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
-        if isinstance(error, ImportError) or "tiktoken" in str(error):  # what transformers asks for where it misses sentencepiece
+        # transformers asks for tiktoken where it misses sentencepiece
+        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
             raise ImportError(f"{where} needs two more packages: pip install sentencepiece protobuf") from error
+        if isinstance(error, ImportError):
+            raise
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error

@@ -1,5 +1,9 @@
 """CogVideoX: what its transformer is told, which frames and cells its maps describe."""
 
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import (
@@ -13,6 +17,7 @@ from transformers import T5EncoderModel, T5TokenizerFast
 
 from backbones.cogvideox import CogVideoXBackbone
 from backbones.latent import Prompts, Timeline
+from backbones.loading import Source, load_part
 from para_video.features import capture
 from tests.tiny_models import TINY, calls, cell_changed_by_latents, map_changed_by_frames, saved, sharpen, tiny
 
@@ -152,6 +157,15 @@ def test_unknown_taps_and_prompts_are_refused() -> None:
         CogVideoXBackbone.from_pretrained(str(saved("cogvideox-2b")), taps=["transformer_blocks.3"])
     with pytest.raises(ValueError, match="1 prompts for 2 clips; give one each"):
         tiny("cogvideox-2b").features(torch.rand(2, 1, 3, 64, 64), prompts=["a"])
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="the package is installed")
+def test_a_published_tokenizer_says_which_packages_it_needs(tmp_path: Path) -> None:
+    """The published folders hold the tokenizer as sentencepiece wrote it."""
+    shutil.copytree(saved("cogvideox-2b") / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").rename(tmp_path / "tokenizer" / "spiece.model")
+    with pytest.raises(ImportError, match=r"tokenizer needs two more packages: pip install sentencepiece protobuf"):
+        load_part(T5TokenizerFast, Source(str(tmp_path)), "tokenizer")
 
 
 def test_prompts_change_the_features() -> None:
