@@ -23,7 +23,7 @@ from backbones.loading import Source, load_part
 DEPTH = 0.58
 """Of the default tap: block 17 of the 30 of CogVideoX-2B, where points match best between frames (DiffTrack, Nam et al. 2025)."""
 OBSERVED_LEVEL = 0.1
-"""At which noise is about half of the signal in CogVideoX-2B and a third in the others."""
+"""Where noise is 0.6 of the signal in CogVideoX-2B and 0.35 in the others."""
 MOTION_STRENGTH = 2.0
 """What the image model of version 1.5 is told in every published example, its `ofs`."""
 
