@@ -38,6 +38,13 @@ CATALOGUE = {
     "wan2.1-i2v-14b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
     "wan2.2-ti2v-5b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
     "cosmos-predict2-2b": Entry("backbones.cosmos:CosmosBackbone", source="nvidia/Cosmos-Predict2-2B-Video2World"),
+    "cogvideox-2b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-2b"),
+    "cogvideox-5b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-5b"),
+    "cogvideox-5b-i2v": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX-5b-I2V"),
+    "cogvideox1.5-5b": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX1.5-5B"),
+    "cogvideox1.5-5b-i2v": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX1.5-5B-I2V"),
+    "mochi": Entry("backbones.mochi:MochiBackbone", source="genmo/mochi-1-preview"),
+    "animatediff": Entry("backbones.animatediff:AnimateDiffBackbone", source="guoyww/animatediff-motion-adapter-v1-5-3"),
 }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from backbones import backbone_class
-from para_video.features import VideoBackbone
+from backbones.latent import Timeline
+from para_video.features import VideoBackbone, capture
 
 
 def svd(folder: Path) -> None:
@@ -100,9 +101,107 @@ def cosmos(folder: Path) -> None:
         part.save_pretrained(folder / name)
 
 
+def t5(folder: Path) -> None:
+    for name, part in text_parts("T5").items():
+        part.save_pretrained(folder / name)
+
+
+def cogvideox(folder: Path, image: bool = False, rotary: bool = True, **config: Any) -> None:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=8 if image else 4, out_channels=4, time_embed_dim=16,
+        text_embed_dim=16, num_layers=3, sample_width=8, sample_height=8, sample_frames=17, max_text_seq_length=6,
+        use_rotary_positional_embeddings=rotary, **config,
+    )  # fmt: skip
+    if config.get("use_learned_positional_embeddings"):
+        transformer.patch_embed.pos_embedding.normal_()
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4, sample_height=64,
+        sample_width=64, scaling_factor=0.7 if rotary else 1.15258426, invert_scale_latents=image,
+    )  # fmt: skip
+    kind, shift = (CogVideoXDPMScheduler, 1.0) if rotary else (CogVideoXDDIMScheduler, 3.0)
+    kind(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=shift, timestep_spacing="trailing"
+    ).save_pretrained(folder / "scheduler")
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    t5(folder)
+
+
+def mochi(folder: Path) -> None:
+    from diffusers import AutoencoderKLMochi, FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=3, pooled_projection_dim=16, in_channels=12, text_embed_dim=16,
+        time_embed_dim=16, max_sequence_length=6,
+    )  # fmt: skip
+    transformer.pos_frequencies.data.normal_()
+    vae = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1)
+    )
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(invert_sigmas=True).save_pretrained(folder / "scheduler")
+    t5(folder)
+
+
+def animatediff(folder: Path) -> None:
+    """The layers along time, and the model that carries them in "base"."""
+    from diffusers import AutoencoderKL, MotionAdapter, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    widths, groups = (8, 8, 16, 16), 4
+    MotionAdapter(
+        widths,
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=groups,
+        motion_max_seq_length=16,
+        use_motion_mid_block=False,
+    ).save_pretrained(folder)
+    base = folder / "base"
+    UNet2DConditionModel(
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=groups,
+        sample_size=8,
+    ).save_pretrained(base / "unet")
+    # one stage fewer than the real one, so that the middle of the U-Net has more than one cell to attend to
+    AutoencoderKL(
+        block_out_channels=(8,) * 3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=groups,
+    ).save_pretrained(base / "vae")
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(base / "scheduler")
+    config = CLIPTextConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    CLIPTextModel(config).save_pretrained(base / "text_encoder")
+    pieces = ["<|startoftext|>", "<|endoftext|>", *"abcdefgh", *(f"{letter}</w>" for letter in "abcdefgh")]
+    tokenizer = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=8)
+    tokenizer.save_pretrained(base / "tokenizer")
+
+
 @dataclass(frozen=True)
 class Tiny:
-    """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick."""
+    """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick; in a string
+    "{folder}" is where the model was saved."""
 
     save: Callable[[Path], None]
     options: dict[str, Any]
@@ -111,12 +210,21 @@ class Tiny:
 CAUSAL = {"max_context": 6, "max_horizon": 7}
 """Frames that fill no whole latent, neither observed nor future."""
 
+VERSION_1_5 = {"patch_size_t": 2, "patch_bias": False}
+
 TINY = {
     "svd": Tiny(svd, {"max_context": 3, "max_horizon": 4}),
     "wan2.1-t2v-1.3b": Tiny(wan, CAUSAL),
     "wan2.1-i2v-14b": Tiny(partial(wan, image=True), CAUSAL),
     "wan2.2-ti2v-5b": Tiny(partial(wan, patch=2), CAUSAL),
     "cosmos-predict2-2b": Tiny(cosmos, CAUSAL),
+    "cogvideox-2b": Tiny(partial(cogvideox, rotary=False), {"max_context": 5, "max_horizon": 8}),
+    "cogvideox-5b": Tiny(cogvideox, {"max_context": 5, "max_horizon": 4}),
+    "cogvideox-5b-i2v": Tiny(partial(cogvideox, image=True, use_learned_positional_embeddings=True), {"max_horizon": 8}),
+    "cogvideox1.5-5b": Tiny(partial(cogvideox, **VERSION_1_5), {"max_context": 9, "max_horizon": 8}),
+    "cogvideox1.5-5b-i2v": Tiny(partial(cogvideox, image=True, ofs_embed_dim=16, **VERSION_1_5), {"max_horizon": 8}),
+    "mochi": Tiny(mochi, {"max_context": 7, "max_horizon": 12}),
+    "animatediff": Tiny(animatediff, {"max_context": 3, "max_horizon": 4, "base": "{folder}/base"}),
 }
 """By name in the catalogue."""
 
@@ -131,4 +239,58 @@ def saved(name: str) -> Path:
 
 def tiny(name: str) -> VideoBackbone:
     """A tiny model, loaded as a user loads the real one."""
-    return backbone_class(name).from_pretrained(str(saved(name)), **TINY[name].options).eval()
+    folder = saved(name)
+    options = {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in TINY[name].options.items()}
+    return backbone_class(name).from_pretrained(str(folder), **options).eval()
+
+
+# -------------------------------------------------------------------- what tests of a family ask
+
+
+def sharpen(denoiser: torch.nn.Module, factor: float = 8.0) -> None:
+    """Scale queries and keys up. Random ones attend to all places alike, which hides wrong positions."""
+    with torch.no_grad():
+        for name, parameter in denoiser.named_parameters():
+            if name.endswith(("to_q.weight", "to_k.weight", "norm_q.weight", "norm_k.weight")):
+                parameter *= factor
+
+
+def map_changed_by_frames(backbone: Any, which: slice) -> int:
+    """The index of the latent that changes most where frames, of the most that may be observed, have a bright square elsewhere."""
+    observed = backbone.spec.contexts[1]
+    clips = 0.3 + 0.1 * torch.rand(1, observed, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1, 1)
+    clips[:, :, :, 32:48, 16:32] = 1.0
+    clips[1, which, :, 32:48, 16:32], clips[1, which, :, 16:32, 48:] = 0.3, 1.0
+    with torch.no_grad():
+        first, second = backbone.encode(clips * 2 - 1)
+    return int((first - second).square().sum((0, 2, 3)).argmax())
+
+
+def cell_changed_by_latents(backbone: Any, s: int, y: int, x: int) -> tuple[int, int, int]:
+    """(map, row, column) that changes most with the latents under cell (y, x) of map s, of 3 maps of 4 rows and 6 columns, in a
+    model with tokens of 2 x 2 cells."""
+    ratio, channels = backbone.ratio, backbone.encode(torch.zeros(1, 1, 3, 64, 64)).shape[1]
+    latents = torch.randn(1, channels, 3, 8, 12, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1, 1)
+    latents[1, :, s, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] += 3.0
+    maps = []
+    for one in latents.split(1):
+        past = torch.zeros(1, 1, 3, 64, 96)
+        condition = backbone.condition(past, one[:, :, :1], Timeline(1, 2 * ratio, ratio), None)
+        with torch.no_grad(), capture(backbone.denoiser, *backbone.taps, stop=True) as seen:
+            backbone._answer(one, torch.full((1, 3), 0.3), condition)
+        maps.append(backbone.tap_map(seen[backbone.taps[0]], 1, (3, 8, 12)))
+    change = (maps[0] - maps[1])[0].norm(dim=1)
+    s, y, x = (int(i) for i in torch.unravel_index(change.argmax(), change.shape))
+    return s, y, x
+
+
+def calls(module: torch.nn.Module, run: Callable[[], Any]) -> list[tuple[tuple, dict[str, Any], Any]]:
+    """(positional arguments, named ones, output) of each call of the module during `run`."""
+    seen: list[tuple[tuple, dict[str, Any], Any]] = []
+    handle = module.register_forward_hook(lambda _, args, named, output: seen.append((args, named, output)), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    return seen
