@@ -82,7 +82,7 @@ def name_of(summary: dict[str, Any]) -> str:
         name, config = f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}", RobotConfig()
     else:
         name, config = ("video", VideoConfig()) if "unseen" in summary else ("circles", CirclesConfig())
-    for option, default in plain_settings(config).items():
+    for option, default in json.loads(json.dumps(plain_settings(config))).items():
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
             name += f"-{option}" if option == "init" and value != "none" else f"-{option}-{value}".replace("/", "-")
@@ -180,7 +180,7 @@ def circles_table(summary: dict[str, Any]) -> str:
         f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all; median pixels of error at "
         f"{config['size']} px on {config['held_out']} held-out clips."
     )
-    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+    return "\n".join([f"**`{summary.get('command', 'python pretrain/circles.py')}`**: {made}", "", *lines, ""])
 
 
 def _cell(cell: dict[str, Any]) -> str:
