@@ -33,6 +33,9 @@ CATALOGUE = {
     "mini-random": Entry("backbones.mini:MiniVideo"),
     "svd": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid"),
     "svd-xt": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid-xt"),
+    "ltx": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video"),
+    "ltx-0.9.5": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.5"),
+    "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
 }
 
 

@@ -246,6 +246,32 @@ class Prompts:
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
 
 
+# -------------------------------------------------------------------- transformers
+
+
+def block_taps(denoiser: nn.Module, taps: Sequence[str] | None, *stacks: str) -> tuple[str, ...]:
+    """Names of a transformer's blocks; without taps that of the middle one, where features are best as a rule.
+
+    Args:
+        stacks: names of its lists of blocks, in their order.
+
+    Raises:
+        ValueError: a tap that is none of them.
+    """
+    blocks = [f"{stack}.{i}" for stack in stacks for i in range(len(denoiser.get_submodule(stack)))]  # type: ignore[arg-type]
+    if taps is None:
+        return (blocks[len(blocks) // 2],)
+    if unknown := [tap for tap in taps if tap not in blocks]:
+        ranges = ", ".join(f"{stack}.0-{len(denoiser.get_submodule(stack)) - 1}" for stack in stacks)  # type: ignore[arg-type]
+        raise ValueError(f"unknown taps {unknown}; choose from {ranges}")
+    return tuple(taps)
+
+
+def token_maps(tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Tokens (b, s h w, c), columns fastest, as maps (b, s, c, h, w) of a grid (s, h, w)."""
+    return tokens.unflatten(1, grid).movedim(-1, 2)
+
+
 # -------------------------------------------------------------------- the adapter
 
 
@@ -424,6 +450,8 @@ class LatentVideoBackbone(VideoBackbone):
         x, level = self._at_level(latents, timeline, condition, generator)
         with torch.no_grad():
             signal = self.encode(torch.cat([past, clip[:, observed:] * 2 - 1], 1))
+            # a norm over all frames in an autoencoder would tell the past of the future, as it never is in use
+            signal = torch.cat([latents, signal[:, :, timeline.past :]], 2)
         noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
         drawn = self._levels(self.process.draw(len(clip), clip.device, generator), timeline)
         noisy = self.process.noisy(signal, noise, drawn)

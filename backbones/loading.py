@@ -11,6 +11,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Offl
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,20 @@ def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
     """
+    dtype = getattr(torch, source.dtype)
+    return _load(kind, source, subfolder, torch_dtype=dtype, use_safetensors=True, **options)
+
+
+def load_processor(kind: type[P], source: Source, subfolder: str) -> P:
+    """A tokenizer or an image processor, which has no weights. Errors as of `load_part`, and ImportError for a missing package."""
+    return _load(kind, source, subfolder)
+
+
+def _load(kind: type[P], source: Source, subfolder: str, **options: Any) -> P:
     where = f"{source.name}/{subfolder}".rstrip("/")
     try:
-        return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
-            source.name, subfolder=subfolder, revision=source.revision, torch_dtype=getattr(torch, source.dtype),
-            use_safetensors=True, **options,
-        )  # fmt: skip
+        # of diffusers and transformers
+        return kind.from_pretrained(source.name, subfolder=subfolder, revision=source.revision, **options)  # type: ignore[attr-defined]
     except GatedRepoError as error:
         raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -53,6 +62,8 @@ def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any
         raise FileNotFoundError(
             f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
         ) from error
+    except ImportError as error:
+        raise ImportError(f"{where} needs another package: {str(error).strip().splitlines()[0]}") from error
     except OSError as error:
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error

@@ -45,6 +45,46 @@ def svd(folder: Path) -> None:
     clip.save_pretrained(folder / "image_encoder")
 
 
+def t5(folder: Path, width: int = 16) -> None:
+    """A T5 encoder and its tokenizer of single letters."""
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]
+    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0)
+    config = T5Config(vocab_size=len(pieces), d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def ltx(folder: Path, *, newer: bool = False) -> None:
+    """newer: as from version 0.9.5 on."""
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=18, cross_attention_dim=36, num_layers=3,
+        caption_channels=16,
+    )  # fmt: skip
+    if newer:
+        vae = AutoencoderKLLTXVideo(
+            latent_channels=8, block_out_channels=(8,) * 5, down_block_types=("LTXVideo095DownBlock3D",) * 4,
+            downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"), layers_per_block=(1,) * 5,
+            spatio_temporal_scaling=(True,) * 4, decoder_block_out_channels=(8,) * 3, decoder_layers_per_block=(1,) * 4,
+            decoder_spatio_temporal_scaling=(True,) * 3, spatial_compression_ratio=32, temporal_compression_ratio=8,
+        )  # fmt: skip
+    else:
+        vae = AutoencoderKLLTXVideo(
+            latent_channels=8, block_out_channels=(8,) * 4, layers_per_block=(1,) * 5, decoder_block_out_channels=(8,) * 4,
+            decoder_layers_per_block=(1,) * 5,
+        )  # fmt: skip
+    vae.latents_mean.normal_()
+    vae.latents_std.uniform_(0.5, 2.0)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    t5(folder)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick."""
@@ -53,7 +93,11 @@ class Tiny:
     options: dict[str, Any]
 
 
-TINY = {"svd": Tiny(svd, {"max_context": 3, "max_horizon": 4})}
+TINY = {
+    "svd": Tiny(svd, {"max_context": 3, "max_horizon": 4}),
+    "ltx": Tiny(ltx, {"max_context": 4, "max_horizon": 9}),
+    "ltx-0.9.5": Tiny(functools.partial(ltx, newer=True), {"max_context": 10, "max_horizon": 8}),
+}
 """By name in the catalogue."""
 
 
