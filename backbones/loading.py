@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from torch import nn
+from transformers.utils import cached_file
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P")
@@ -39,21 +42,31 @@ def load_part(kind: type[M], source: Source, subfolder: str = "", **options: Any
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
+        ImportError: it needs a package that is not installed.
     """
-    dtype = getattr(torch, source.dtype)
-    return _load(kind, source, subfolder, torch_dtype=dtype, use_safetensors=True, **options)
+    with _told_in_one_line(kind, source, subfolder):
+        return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
+            source.name, subfolder=subfolder, revision=source.revision, torch_dtype=getattr(torch, source.dtype),
+            use_safetensors=True, **options,
+        )  # fmt: skip
 
 
 def load_processor(kind: type[P], source: Source, subfolder: str) -> P:
-    """A tokenizer or an image processor, which has no weights. Errors as of `load_part`, and ImportError for a missing package."""
-    return _load(kind, source, subfolder)
+    """A tokenizer or an image processor, which has no weights. Errors as of `load_part`."""
+    with _told_in_one_line(kind, source, subfolder):
+        # without them transformers quietly makes a tokenizer that knows no word
+        files = sorted(set(getattr(kind, "vocab_files_names", {}).values()))
+        place = {"subfolder": subfolder, "revision": source.revision, "_raise_exceptions_for_missing_entries": False}
+        if files and all(cached_file(source.name, file, **place) is None for file in files):
+            raise OSError(f"none of {files} is there")
+        return kind.from_pretrained(source.name, subfolder=subfolder, revision=source.revision)  # type: ignore[attr-defined]
 
 
-def _load(kind: type[P], source: Source, subfolder: str, **options: Any) -> P:
+@contextmanager
+def _told_in_one_line(kind: type, source: Source, subfolder: str) -> Iterator[None]:
     where = f"{source.name}/{subfolder}".rstrip("/")
     try:
-        # of diffusers and transformers
-        return kind.from_pretrained(source.name, subfolder=subfolder, revision=source.revision, **options)  # type: ignore[attr-defined]
+        yield
     except GatedRepoError as error:
         raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:

@@ -1,4 +1,4 @@
-"""LTX-Video (HaCohen et al. 2024): a fast video transformer on strongly compressed latents, one token for 32 x 32 pixels and 8 frames.
+"""LTX-Video (HaCohen et al. 2024): a fast transformer on strongly compressed latents, a token for 32 x 32 pixels and 8 frames.
 
 Observed latents go in clean, each token with a time of its own, as in diffusers' pipelines of LTX. So one forward from pure noise
 describes the future, and that is where features are read by default.
