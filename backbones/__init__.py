@@ -36,6 +36,8 @@ CATALOGUE = {
     "ltx": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video"),
     "ltx-0.9.5": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.5"),
     "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
+    "hunyuan": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo"),
+    "hunyuan-i2v": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo-I2V"),
 }
 
 

@@ -498,7 +498,8 @@ class LatentVideoBackbone(VideoBackbone):
                 drawn = self.process.noisy(signal, self.process.noise(x, signal, whole(now)), whole(after))
                 held = self.process.noisy(known, noise, whole(after))
                 x = torch.cat([held[:, :, :past], drawn[:, :, past:]], 2)
-        return x, whole(self.level)
+        held = self.process.noisy(known, noise, whole(self.level))  # again, for the gradients of what was observed
+        return torch.cat([held[:, :, :past], x[:, :, past:]], 2), whole(self.level)
 
     def _wrap(self, seen: dict[str, Tensor], x: Tensor, timeline: Timeline, since: float | None) -> VideoFeatures:
         grid = (x.shape[2], x.shape[3], x.shape[4])

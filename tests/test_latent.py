@@ -245,6 +245,14 @@ def test_the_future_goes_in_as_noise_alone_at_the_top_level() -> None:
     assert oracle.told[0].tolist() == [0.0, 0.0, 1000.0, 1000.0]
 
 
+@pytest.mark.parametrize("level", [0.25, None])
+def test_gradients_reach_every_observed_frame_at_any_level(level: float | None) -> None:
+    oracle = Oracle(level, clean=True)
+    oracle.truth, video = CLIP, CLIP[:, :5].clone().requires_grad_()
+    oracle.features(video, horizon=8).maps.sum().backward()
+    assert all(bool(video.grad[:, frame].any()) for frame in range(5))
+
+
 def test_observed_frames_are_filled_up_at_their_beginning_and_copies_give_no_map() -> None:
     oracle = Oracle(0.001)
     oracle.truth = torch.cat([CLIP[:, :1]] * 3 + [CLIP[:, :10]], 1)
