@@ -45,6 +45,11 @@ CATALOGUE = {
     "cogvideox1.5-5b-i2v": Entry("backbones.cogvideox:CogVideoXBackbone", source="THUDM/CogVideoX1.5-5B-I2V"),
     "mochi": Entry("backbones.mochi:MochiBackbone", source="genmo/mochi-1-preview"),
     "animatediff": Entry("backbones.animatediff:AnimateDiffBackbone", source="guoyww/animatediff-motion-adapter-v1-5-3"),
+    "ltx": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video"),
+    "ltx-0.9.5": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.5"),
+    "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
+    "hunyuan": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo"),
+    "hunyuan-i2v": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo-I2V"),
 }
 
 

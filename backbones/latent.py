@@ -264,20 +264,24 @@ class Prompts:
 # -------------------------------------------------------------------- transformers
 
 
-def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, stack: str = "transformer_blocks") -> tuple[str, ...]:
-    """The taps asked for, or the block at a `depth` from 0 to 1 of the stack.
+def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, *stacks: str) -> tuple[str, ...]:
+    """The taps asked for, or the block at a `depth` from 0 to 1 of a transformer.
+
+    Args:
+        stacks: names of its lists of blocks in their order; default transformer_blocks.
 
     Raises:
-        ValueError: a tap that is no block of the stack.
+        ValueError: a tap that is no block.
     """
-    count = len(getattr(denoiser, stack))
-    taps = (f"{stack}.{int(depth * count)}",) if taps is None else tuple(taps)
-    if unknown := set(taps) - {f"{stack}.{i}" for i in range(count)}:
-        raise ValueError(f"unknown taps {sorted(unknown)}; choose from {stack}.0-{count - 1}")
+    counts = {stack: len(getattr(denoiser, stack)) for stack in stacks or ("transformer_blocks",)}
+    blocks = [f"{stack}.{i}" for stack, count in counts.items() for i in range(count)]
+    taps = (blocks[int(depth * len(blocks))],) if taps is None else tuple(taps)
+    if unknown := sorted(set(taps) - set(blocks)):
+        raise ValueError(f"unknown taps {unknown}; choose from " + ", ".join(f"{s}.0-{n - 1}" for s, n in counts.items()))
     return taps
 
 
-def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int) -> Tensor:
+def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int = 1) -> Tensor:
     """Tokens (b, s h w / patch^2, c), frame by frame and row by row, as maps (b, s, c, h / patch, w / patch)."""
     s, h, w = grid
     return tokens.unflatten(1, (s, h // patch, w // patch)).movedim(-1, 2)

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from torch import nn
+from transformers.utils import cached_file
 
 P = TypeVar("P")
 
@@ -72,6 +73,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
     if issubclass(kind, nn.Module):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
+        _check_vocabulary(kind, source, subfolder)
         return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
             source.name, subfolder=subfolder, revision=source.revision, **options
         )
@@ -93,3 +95,11 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         if isinstance(error, ImportError):
             raise
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error
+
+
+def _check_vocabulary(kind: type, source: Source, subfolder: str) -> None:
+    """Without its files transformers quietly makes a tokenizer that knows no word."""
+    files = sorted(set(getattr(kind, "vocab_files_names", {}).values()))
+    place = {"subfolder": subfolder, "revision": source.revision, "_raise_exceptions_for_missing_entries": False}
+    if files and all(cached_file(source.name, file, **place) is None for file in files):
+        raise OSError(f"none of {files} is there")

@@ -198,6 +198,111 @@ def animatediff(folder: Path) -> None:
     tokenizer.save_pretrained(base / "tokenizer")
 
 
+def ltx(folder: Path, *, newer: bool = False) -> None:
+    """newer: as from version 0.9.5 on."""
+    from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+
+    torch.manual_seed(0)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=18, cross_attention_dim=36, num_layers=3,
+        caption_channels=16,
+    )  # fmt: skip
+    if newer:
+        vae = AutoencoderKLLTXVideo(
+            latent_channels=8, block_out_channels=(8,) * 5, down_block_types=("LTXVideo095DownBlock3D",) * 4,
+            downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"), layers_per_block=(1,) * 5,
+            spatio_temporal_scaling=(True,) * 4, decoder_block_out_channels=(8,) * 3, decoder_layers_per_block=(1,) * 4,
+            decoder_spatio_temporal_scaling=(True,) * 3, spatial_compression_ratio=32, temporal_compression_ratio=8,
+        )  # fmt: skip
+    else:
+        vae = AutoencoderKLLTXVideo(
+            latent_channels=8, block_out_channels=(8,) * 4, layers_per_block=(1,) * 5, decoder_block_out_channels=(8,) * 4,
+            decoder_layers_per_block=(1,) * 5,
+        )  # fmt: skip
+    vae.latents_mean.normal_()
+    vae.latents_std.uniform_(0.5, 2.0)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    t5(folder)
+
+
+WORDS = ("a", "cup", "red", "robot", "system", "user", "assistan", "Describe", "the", "video", "image", "of", "and")
+
+
+def llama3_tokenizer(folder: Path) -> int:
+    """A tokenizer of words with the marks of Llama 3's templates. Returns the number of its tokens; padding is 0."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<pad>", "<|begin_of_text|>", "<unk>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
+    vocabulary = {word: i for i, word in enumerate([*marks, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    # in pieces short enough that the published templates are longer than what is cut off from them
+    pieces = pre_tokenizers.Split(Regex(r"\w{1,8}|[^\w\s]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces])
+    tokenizer.post_processor = processors.TemplateProcessing("<|begin_of_text|> $0", special_tokens=[("<|begin_of_text|>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<|begin_of_text|>", unk_token="<unk>", padding_side="right"
+    )
+    fast.add_tokens([*marks[3:], "\n\n", "\n"], special_tokens=True)
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def clip_text(encoder: Path, tokenizer: Path) -> None:
+    """CLIP's text encoder and a tokenizer of single letters."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]).save_pretrained(tokenizer)
+    ends = {"bos_token_id": len(pieces) - 2, "eos_token_id": len(pieces) - 1, "pad_token_id": len(pieces) - 1}
+    config = CLIPTextConfig(
+        vocab_size=len(pieces), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, **ends
+    )
+    CLIPTextModel(config).save_pretrained(encoder)
+
+
+def hunyuan(folder: Path, *, image: bool = False) -> None:
+    """image: the model that takes its first frame clean."""
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlamaModel,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    torch.manual_seed(0)
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=2,
+        num_refiner_layers=1, text_embed_dim=16, pooled_projection_dim=16, rope_axes_dim=(4, 6, 6),
+        image_condition_type="token_replace" if image else None,
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    tokens = llama3_tokenizer(folder / "tokenizer")
+    llama = LlamaConfig(
+        vocab_size=tokens, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, pad_token_id=0
+    )
+    if image:
+        seen = CLIPVisionConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=48, patch_size=2
+        )
+        llava = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=seen, text_config=llama, image_token_index=6, pad_token_id=0)
+        )
+        llava.save_pretrained(folder / "text_encoder")
+        size = {"height": 48, "width": 48}
+        CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=size).save_pretrained(folder / "image_processor")
+    else:
+        LlamaModel(llama).save_pretrained(folder / "text_encoder")
+    clip_text(folder / "text_encoder_2", folder / "tokenizer_2")
+
+
 @dataclass(frozen=True)
 class Tiny:
     """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick; in a string
@@ -225,6 +330,10 @@ TINY = {
     "cogvideox1.5-5b-i2v": Tiny(partial(cogvideox, image=True, ofs_embed_dim=16, **VERSION_1_5), {"max_horizon": 8}),
     "mochi": Tiny(mochi, {"max_context": 7, "max_horizon": 12}),
     "animatediff": Tiny(animatediff, {"max_context": 3, "max_horizon": 4, "base": "{folder}/base"}),
+    "ltx": Tiny(ltx, {"max_context": 4, "max_horizon": 9}),
+    "ltx-0.9.5": Tiny(partial(ltx, newer=True), {"max_context": 10, "max_horizon": 8}),
+    "hunyuan": Tiny(hunyuan, {"max_context": 3, "max_horizon": 5, "denoising_steps": 1}),
+    "hunyuan-i2v": Tiny(partial(hunyuan, image=True), {"max_horizon": 8}),
 }
 """By name in the catalogue."""
 
