@@ -47,6 +47,7 @@ CATALOGUE = {
     "siglip": Entry("backbones.siglip:SiglipBackbone", source="google/siglip-base-patch16-224"),
     "siglip2": Entry("backbones.siglip:SiglipBackbone", source="google/siglip2-base-patch16-224"),
     "siglip2-naflex": Entry("backbones.siglip:Siglip2NaFlexBackbone", source="google/siglip2-base-patch16-naflex"),
+    "efficientnet-lite0": Entry("backbones.efficientnet:EfficientNetBackbone", source="efficientnet-lite0"),
 }
 
 

