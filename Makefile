@@ -15,7 +15,7 @@ venv: $(STAMP)  ## .venv with the library, the simulator, the notebooks and the 
 
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,notebooks,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,notebooks,image,dev]'
 	@touch $@
 
 demo: venv  ## learn circles, then teach a simulated robot from five demonstrations

