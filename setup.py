@@ -26,7 +26,7 @@ REQUIRES = [
 EXTRAS = {
     "sim": ["metaworld>=3.0", "mujoco>=3.0", "gymnasium>=1.1", "packaging>=23"],
     "notebooks": ["jupyterlab>=4.2", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
+    "dev": ["tokenizers>=0.20", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
     "cuda": ["xformers>=0.0.28"],
 }
 

@@ -38,6 +38,12 @@ CATALOGUE = {
     "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
     "hunyuan": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo"),
     "hunyuan-i2v": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo-I2V"),
+    "hunyuan-1.5": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
+    ),
+    "hunyuan-1.5-i2v": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v"
+    ),
 }
 
 
