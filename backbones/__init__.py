@@ -65,6 +65,12 @@ CATALOGUE = {
     "siglip2": Entry("backbones.siglip:SiglipBackbone", source="google/siglip2-base-patch16-224"),
     "siglip2-naflex": Entry("backbones.siglip:Siglip2NaFlexBackbone", source="google/siglip2-base-patch16-naflex"),
     "efficientnet-lite0": Entry("backbones.efficientnet:EfficientNetBackbone", source="efficientnet-lite0"),
+    "hunyuan-1.5": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
+    ),
+    "hunyuan-1.5-i2v": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v"
+    ),
 }
 
 

@@ -153,10 +153,11 @@ class EncoderBackbone(VideoBackbone):
         """Freeze the model and train low-rank layers beside its attention's projections."""
         pattern = self.lora_pattern()
         try:
-            from peft import LoraConfig
+            from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ImportError("LoRA needs the package peft: pip install peft") from error
-        self.model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=pattern))
+        self.model.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=pattern), self.model)
         self.requires_grad_(True)
 
     # ---------------------------------------------------------------- what a model says of itself

