@@ -116,6 +116,10 @@ def test_a_token_of_two_latents_covers_eight_frames_and_the_first_one() -> None:
     assert features.times.tolist() == [-8, -3.5, 4.5]
     part = backbone.features(torch.rand(1, 2, 3, 64, 64), horizon=3)
     assert part.spans.tolist() == [[-1, 0], [1, 8]]
+    frames = torch.rand(1, 9, 3, 64, 64)
+    one, two, three = backbone._modes(frames).unbind(2)
+    wanted = torch.stack([torch.cat([one, one], 1), torch.cat([two, three], 1)], 2) * backbone.vae.config.scaling_factor
+    torch.testing.assert_close(backbone.encode(frames), wanted)
 
 
 def test_only_what_is_observed_is_encoded_with_it() -> None:
