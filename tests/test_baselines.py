@@ -258,7 +258,7 @@ def test_spatial_softmax_follows_a_shifted_map() -> None:
 @every_head
 def test_heads_are_interchangeable_in_the_policy(name: str) -> None:
     torch.manual_seed(0)
-    backbone = build_backbone("mini-random", width=8, channels=CHANNELS, depth=1)
+    backbone = build_backbone("mini-random", tap="fine", width=8, channels=CHANNELS, depth=1)
     policy = VideoPolicy(backbone, build(name), TIMES)
     batch = make_batch(2, frames=2)
     before = [batch.clip.clone(), batch.targets.positions.clone(), batch.state.position.clone()]
@@ -600,7 +600,7 @@ def test_ensemble_refuses_what_cannot_be() -> None:
 
 def test_ensemble_acts_on_a_trained_policy() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone("mini-random", width=8, channels=CHANNELS, depth=1)
+    backbone = build_backbone("mini-random", tap="fine", width=8, channels=CHANNELS, depth=1)
     policy = VideoPolicy(backbone, ParaHead(CHANNELS, SPEC, grid=16, hidden=8), TIMES).eval()
     batch = make_batch(1)
     view = View(batch.clip[0], batch.state.camera[0])

@@ -22,10 +22,10 @@ def clip(tmp_path_factory):
 def test_a_file_becomes_maps_of_every_frame_and_a_picture(clip, tmp_path):
     options = json.dumps({"width": 8, "channels": 8, "depth": 1})
     said = main(ExtractConfig(clip, "mini-random", options, frames=4, horizon=3, size=64, out=tmp_path / "out"))
-    assert said == {"stretches": 3, "frames": 11, "channels": 8, "cells": [16, 20]}  # 91 pixels wide are cropped to 80
+    assert said == {"stretches": 3, "frames": 11, "channels": 32, "cells": [16, 20]}  # 91 pixels wide are cropped to 80
     with safe_open(str(tmp_path / "out" / "features.safetensors"), "pt") as file:
         assert {name.partition(".")[0] for name in file.keys()} == {"000003", "000007", "000010"}  # noqa: SIM118
-        assert file.get_tensor("000003.maps").shape == (4, 8, 16, 20)
+        assert file.get_tensor("000003.maps").shape == (4, 32, 16, 20)
         assert file.get_tensor("000010.times").tolist() == [-3.0, -2.0, -1.0, 0.0, 2.0]
         assert json.loads(file.metadata()["size"]) == [64, 80]
     assert (tmp_path / "out" / "features.png").stat().st_size > 0

@@ -22,7 +22,7 @@ from para_video.training import STATE_FILE, FitConfig, LossBalance, fit, learnin
 
 def tiny_policy() -> VideoPolicy:
     torch.manual_seed(0)
-    backbone = build_backbone("mini-random", width=8, channels=8, depth=1)
+    backbone = build_backbone("mini-random", tap="fine", width=8, channels=8, depth=1)
     return VideoPolicy(backbone, ParaHead(8, ReadoutSpec(), grid=16, hidden=8), (1.0, 2.0))
 
 
@@ -100,7 +100,10 @@ def test_training_moves_the_weights_and_returns_their_average(tmp_path):
 def test_a_frozen_backbone_stays(tmp_path):
     torch.manual_seed(0)
     policy = VideoPolicy(
-        build_backbone("mini-random", width=8, channels=8, depth=1), ParaHead(8, ReadoutSpec(), grid=16), (1.0,), frozen=True
+        build_backbone("mini-random", tap="fine", width=8, channels=8, depth=1),
+        ParaHead(8, ReadoutSpec(), grid=16),
+        (1.0,),
+        frozen=True,
     )
     before = {name: value.clone() for name, value in policy.backbone.named_parameters()}
     fit(policy, batches, CONFIG)
@@ -112,7 +115,9 @@ def test_resume_refuses_other_settings_and_other_networks(tmp_path):
     with pytest.raises(ValueError, match="steps was 4 and is 8"):
         fit(tiny_policy(), batches, FitConfig(steps=8, save_every=2, warmup=1, precision="no"), folder=tmp_path, resume=True)
     other = VideoPolicy(
-        build_backbone("mini-random", width=8, channels=8, depth=2), ParaHead(8, ReadoutSpec(), grid=16, hidden=8), (1.0,)
+        build_backbone("mini-random", tap="fine", width=8, channels=8, depth=2),
+        ParaHead(8, ReadoutSpec(), grid=16, hidden=8),
+        (1.0,),
     )
     with pytest.raises(ValueError, match="another network"):
         fit(other, batches, CONFIG, folder=tmp_path, resume=True)
