@@ -53,7 +53,14 @@ class PolicySpec:
         Raises:
             ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head.
         """
-        backbone = _import(self.backbone, VideoBackbone, trusted)(**self.backbone_options)
+        kind = _import(self.backbone, VideoBackbone, trusted)
+        try:
+            backbone = kind(**self.backbone_options)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.backbone} cannot be built from options alone ({error}); models with weights of their own are no part "
+                "of a policy yet: take their features by backbones.build_backbone"
+            ) from error
         head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
         return VideoPolicy(backbone, head, self.times, frozen=frozen)
 
