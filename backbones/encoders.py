@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging as library_log
 
-from backbones.loading import Source, load_part
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, stride_affine
+from backbones.loading import Source, insert_lora, load_part
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -151,13 +151,7 @@ class EncoderBackbone(VideoBackbone):
 
     def add_lora(self, rank: int) -> None:
         """Freeze the model and train low-rank layers beside its attention's projections."""
-        pattern = self.lora_pattern()
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise ImportError("LoRA needs the package peft: pip install peft") from error
-        self.model.requires_grad_(False)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=pattern), self.model)
+        insert_lora(self.model, rank, self.lora_pattern())
         self.requires_grad_(True)
 
     # ---------------------------------------------------------------- what a model says of itself
@@ -283,18 +277,6 @@ def side(size: int | Sequence[int]) -> int:
 def token_maps(tokens: Tensor, grid: tuple[int, int, int], skip: int = 0) -> Tensor:
     """Tokens (b, skip + s * h * w, c) as maps (b, s, c, h, w), for a grid (s, h, w)."""
     return tokens[:, skip:].unflatten(1, grid).movedim(-1, 2)
-
-
-def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Maps (b, s, c, h, w) side by side as channels, the coarser ones brought to the finest one's grid."""
-    size = max((part.shape[-2:] for part in maps), key=lambda sides: sides[0])
-    fitted = [
-        part
-        if part.shape[-2:] == size
-        else F.interpolate(part.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(0, part.shape[:2])
-        for part in maps
-    ]
-    return torch.cat(fitted, 2)
 
 
 def filled(images: Tensor, sides: Sequence[int], scale: float) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.loading import Config, Source, load_part
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, stride_affine
+from backbones.loading import Config, Source, insert_lora, load_part
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 # -------------------------------------------------------------------- noise processes
 # z is the signal, n standard normal noise, x what is between them at a level (b, s), one for each latent frame.
@@ -366,8 +366,8 @@ class LatentVideoBackbone(VideoBackbone):
             source: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
             device: where the model goes, prompts' encoders excepted. truncate: load the denoiser's blocks up to the last tap alone.
                 Maps are the same; there is no generative loss, and below the top level no future, which is drawn by the whole.
-            lora_rank: above 0, low-rank layers are added to the
-                denoiser's attention and they alone are trained (Hu et al. 2022; needs the package peft).
+            lora_rank: above 0, low-rank layers are added to the denoiser's attention and they alone are trained (Hu et al. 2022;
+                needs the package peft).
             gradient_checkpointing: training takes less memory and a third more time. options: of the constructor.
 
         Raises:
@@ -411,14 +411,7 @@ class LatentVideoBackbone(VideoBackbone):
 
     def add_lora(self, rank: int) -> None:
         """Freeze the denoiser and train low-rank layers beside its attention's projections."""
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise ImportError("LoRA needs the package peft: pip install peft") from error
-        self.denoiser.requires_grad_(False)
-        inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), self.denoiser
-        )
+        insert_lora(self.denoiser, rank, ["to_q", "to_k", "to_v", "to_out.0"])
         self.requires_grad_(True)
 
     # ---------------------------------------------------------------- what a model says of itself
@@ -556,16 +549,9 @@ class LatentVideoBackbone(VideoBackbone):
 
     def _wrap(self, seen: dict[str, Tensor], x: Tensor, timeline: Timeline, since: float | None) -> VideoFeatures:
         grid = (x.shape[2], x.shape[3], x.shape[4])
-        maps = [self.tap_map(seen[tap], len(x), grid) for tap in self.taps]
-        size = max((part.shape[-2:] for part in maps), key=lambda side: side[0])
-        fitted = [
-            part
-            if part.shape[-2:] == size
-            else F.interpolate(part.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(0, part.shape[:2])
-            for part in maps
-        ]
+        maps = joined([self.tap_map(seen[tap], len(x), grid) for tap in self.taps])
         spans = timeline.spans().to(x.device)
         kept = (spans[:, 1] >= spans[:, 0]) & (spans[:, 1] >= min(-math.inf if since is None else since, 0.0))
         spans = spans[kept]
         affine = stride_affine(self.spec.stride, device=x.device)
-        return VideoFeatures(torch.cat(fitted, 2)[:, kept].float(), spans.mean(-1), spans, affine)
+        return VideoFeatures(maps[:, kept].float(), spans.mean(-1), spans, affine)

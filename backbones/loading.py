@@ -103,3 +103,20 @@ def _check_vocabulary(kind: type, source: Source, subfolder: str) -> None:
     place = {"subfolder": subfolder, "revision": source.revision, "_raise_exceptions_for_missing_entries": False}
     if files and all(cached_file(source.name, file, **place) is None for file in files):
         raise OSError(f"none of {files} is there")
+
+
+def insert_lora(network: nn.Module, rank: int, layers: str | list[str]) -> None:
+    """Freeze a network and put low-rank layers, which learn, beside some of its layers (Hu et al. 2022).
+
+    Args:
+        layers: ends of their names, or a pattern of the whole names.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("LoRA needs the package peft: pip install peft") from error
+    network.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), network)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -90,6 +91,18 @@ def stride_affine(stride: float, **like) -> Tensor:
     """The image_to_map of a map whose cell (0, 0) covers the image's top-left stride x stride pixels."""
     scale, shift = 1 / stride, 0.5 / stride - 0.5
     return torch.tensor([[scale, 0.0, shift], [0.0, scale, shift]], **like)
+
+
+def joined(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (b, s, c, h, w) side by side as channels, the coarser ones brought to the finest one's grid."""
+    size = max((part.shape[-2:] for part in maps), key=lambda sides: sides[0])
+    fitted = [
+        part
+        if part.shape[-2:] == size
+        else F.interpolate(part.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(0, part.shape[:2])
+        for part in maps
+    ]
+    return torch.cat(fitted, 2)
 
 
 def sinusoid(values: Tensor, dim: int, longest: float = 64.0) -> Tensor:
