@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from para_video.checkpoint import load_backbone
+from para_video import checkpoint
 from para_video.features import VideoBackbone, import_class
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -112,16 +115,36 @@ def backbone_class(name: str) -> type[VideoBackbone]:
     return import_class(import_string(name), VideoBackbone)
 
 
-def build_backbone(name: str, **options) -> VideoBackbone:
+def trusted_packages(name: str) -> tuple[str, ...]:
+    """Packages whose code runs when a backbone is built that the user named: the project's own, and the backbone's."""
+    return (*checkpoint.TRUSTED, import_string(name).split(".")[0].split(":")[0])
+
+
+def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict[str, Any]:
+    """What a backbone is built with: options (as JSON, where they are text), and the catalogue's source unless they name another.
+
+    Raises:
+        ValueError: an unknown name, or text that is no JSON object.
+    """
+    source = catalogue_entry(name).source
+    try:
+        given = {**(json.loads(options) if isinstance(options, str) else options)}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'options of a backbone are a JSON object such as {{"scale": 2}}, got {options!r}') from error
+    if "source" in given and Path(given["source"]).is_dir():
+        given["source"] = str(Path(given["source"]).resolve())  # where a saved policy looks for it
+    return given if source is None else {"source": source, **given}
+
+
+def build_backbone(name: str, **options: Any) -> VideoBackbone:
     """A backbone from its catalogue name or import string, built with `options`, with the weights that come with it, if any.
 
     Raises:
-        ValueError: an unknown name, or options with which the weights do not fit.
+        ValueError: an unknown name, or options that it does not know or with which the weights do not fit.
+        FileNotFoundError, ImportError: its source is not there, or a package is not installed.
     """
-    entry, weights = catalogue_entry(name), shipped_weights(name)
-    if entry.source is not None:
-        return backbone_class(name).from_pretrained(**{"source": entry.source, **options})
-    backbone = backbone_class(name)(**options)
+    weights = shipped_weights(name)
+    backbone = checkpoint.build_backbone(import_string(name), backbone_options(name, options), trusted=trusted_packages(name))
     if weights is not None:
-        load_backbone(backbone, weights)
+        checkpoint.load_backbone(backbone, weights)
     return backbone

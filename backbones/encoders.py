@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging as library_log
 
-from backbones.loading import Source, insert_lora, load_part
+from backbones.loading import Source, configs, insert_lora, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -117,6 +117,10 @@ class EncoderBackbone(VideoBackbone):
             raise ValueError(
                 f"{source} has no weights for {lost[:2]}: it is another kind of model, or the taps are beyond its blocks"
             )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in missing:
+                    parameter.zero_()  # nothing reads it; drawn anew at each loading it would pass for another model's
         if gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
                 raise ValueError(f"{type(model).__name__} has no gradient checkpointing; leave it out")
@@ -173,6 +177,10 @@ class EncoderBackbone(VideoBackbone):
         """A tap's output as maps (b, s, c, h, w). They may reach beyond the grid (s, h, w) at the right and bottom."""
 
     # ---------------------------------------------------------------- the contract
+
+    def settings(self) -> dict[str, Any]:
+        """See `VideoBackbone.settings`; what the model's config says is among them."""
+        return {**super().settings(), "configs": configs(self)}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Of what the maps are made of, or, where there are any, of the LoRA layers alone."""

@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import build_backbone
+from backbones import backbone_options, build_backbone
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.figures import label, write_picture
 from para_video.runs import command_line
@@ -59,8 +59,7 @@ class ExtractConfig:
         low = {name: getattr(self, name) for name in ("frames", "stride", "size", "columns") if getattr(self, name) < 1}
         if low or self.horizon < 0:
             raise ValueError(f"these must be at least 1: {low}; and horizon at least 0, got {self.horizon}")
-        if not isinstance(json.loads(self.options), dict):
-            raise ValueError(f"options must be a JSON object, got {self.options!r}")
+        backbone_options(self.backbone, self.options)  # to tell at once what is wrong with them
 
 
 def clip_frames(config: ExtractConfig, multiple: int) -> Tensor:
@@ -133,7 +132,7 @@ def main(config: ExtractConfig) -> dict[str, Any]:
     """Extract, write, draw; returns what was said."""
     console = Console()
     torch.manual_seed(0)
-    backbone = build_backbone(config.backbone, **json.loads(config.options)).eval()
+    backbone = build_backbone(config.backbone, **backbone_options(config.backbone, config.options)).eval()
     frames = clip_frames(config, backbone.spec.size_multiple)
     found = extract(backbone, frames, config.frames, config.horizon)
     tensors: dict[str, Tensor] = {}

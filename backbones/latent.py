@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.loading import Config, Source, insert_lora, load_part
+from backbones.loading import Config, Source, configs, insert_lora, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 # -------------------------------------------------------------------- noise processes
@@ -437,6 +437,11 @@ class LatentVideoBackbone(VideoBackbone):
         """A tap's output as maps (b, s, c, h, w); grid (s, h, w) is that of the latents."""
 
     # ---------------------------------------------------------------- the contract
+
+    def settings(self) -> dict[str, Any]:
+        """See `VideoBackbone.settings`; the noise process and what the parts' configs say are among them, prompts' encoders not."""
+        process = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self.process).items()}
+        return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self)}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Of the denoiser, or, where it has them, of its LoRA layers alone."""

@@ -97,6 +97,13 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error
 
 
+def configs(module: nn.Module) -> dict[str, dict[str, str]]:
+    """What the libraries' configs of a module's parts say, without notes on where they were loaded from."""
+    found = {name: getattr(part, "config", {}) for name, part in module.named_children()}
+    plain = {name: config.to_dict() if hasattr(config, "to_dict") else dict(config) for name, config in found.items()}
+    return {name: {k: str(v) for k, v in config.items() if not k.startswith("_")} for name, config in plain.items()}
+
+
 def _check_vocabulary(kind: type, source: Source, subfolder: str) -> None:
     """Without its files transformers quietly makes a tokenizer that knows no word."""
     files = sorted(set(getattr(kind, "vocab_files_names", {}).values()))

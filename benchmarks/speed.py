@@ -16,7 +16,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import import_string
+from backbones import backbone_options, import_string, trusted_packages
 from para_video.agent import Batch, RobotState, VideoPolicy
 from para_video.camera import Camera, orbit
 from para_video.checkpoint import PolicySpec
@@ -78,9 +78,10 @@ def main(config: SpeedConfig) -> dict[str, float]:
     spec = PolicySpec(
         import_string(config.backbone),
         "para_video.heads:ParaHead",
+        backbone_options=backbone_options(config.backbone),
         head_options={"spec": ReadoutSpec(z=Bins(-0.2, 0.2, 32), relative=True)},
     )
-    policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"))
+    policy = spec.build(trusted=trusted_packages(config.backbone))
     camera = Camera.from_fov(45.0, (config.size, config.size), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
     clip = torch.rand(1, 3, config.size, config.size)
     observation = Observation({"main": View(clip, camera)}, torch.eye(4), 1.0)

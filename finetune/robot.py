@@ -33,14 +33,23 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import import_string, shipped_heads, shipped_weights
+from backbones import backbone_options, import_string, shipped_heads, shipped_weights, trusted_packages
 from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
-from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, read_weights, save_backbone, save_policy
+from para_video.checkpoint import (
+    WEIGHTS_FILE,
+    PolicySpec,
+    build_backbone,
+    initialise,
+    load_policy,
+    read_weights,
+    save_backbone,
+    save_policy,
+)
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
-from para_video.features import VideoBackbone, import_class
+from para_video.features import VideoBackbone
 from para_video.figures import (
     draw_points,
     label,
@@ -67,7 +76,7 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
@@ -98,7 +107,10 @@ class RobotConfig:
     """Comma-separated: para, act (act-plain without temporal ensembling), regression (its form xyz-softmax), or
     regression-{xyz,uvh}-{average,softmax}."""
     backbone: str = "mini"
-    """Name in the catalogue (mini, mini-procedural, mini-random), or package.module:Class; the same for every policy."""
+    """Name in the catalogue (mini, efficientnet-lite0, svd, ...: backbones/__init__.py has it), or package.module:Class; the same
+    for every policy."""
+    backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """Of the backbone, such as '{"scale": 3}' or '{"source": "folder", "dtype": "bfloat16", "lora_rank": 16}'."""
     init: str | None = None
     """Checkpoint to start from on top of the backbone's weights, such as pretrain/circles.py writes; weights of the same name and
     shape are taken. Default: the circles-pretrained heads that come with the backbone, if any; none: fresh heads."""
@@ -164,11 +176,16 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
-        self.offsets  # noqa: B018 - to parse them at once
+        self.offsets, self.options  # noqa: B018 - to parse them at once
 
     @property
     def policy_names(self) -> list[str]:
         return [name.strip() for name in self.policies.split(",") if name.strip()]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the backbone is built with."""
+        return backbone_options(self.backbone, self.backbone_options)
 
     @property
     def init_folder(self) -> Path | None:
@@ -284,7 +301,31 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
     if name != "para":
         schedule = DEFAULT_SCHEDULE
         options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
-    return PolicySpec(import_string(config.backbone), head, context=config.context, head_options=options)
+    return PolicySpec(
+        import_string(config.backbone), head, context=config.context, backbone_options=config.options, head_options=options
+    )
+
+
+def first_backbone(config: RobotConfig, device: torch.device) -> VideoBackbone:
+    """The backbone with the weights of its source, if it has one.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: it cannot be built, cannot be trained as is asked, or does not take what
+            policies see.
+    """
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
+    if (config.train == "joint" or config.video_steps) and not backbone.spec.generative:
+        raise ValueError(
+            f"{config.backbone} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
+        )
+    try_out(backbone.eval().to(device), PolicySpec.times, config.context, config.size)
+    return backbone
+
+
+def shown_future(backbone: VideoBackbone, latest: float) -> int:
+    """Future frames that a generative backbone learns to predict, so that its last map is of whole frames too."""
+    return backbone.spec.span * math.ceil(latest / backbone.spec.span)
 
 
 def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, accelerator: Accelerator, console: Console) -> Path | None:
@@ -295,22 +336,22 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
         return folder
     torch.manual_seed(config.seed)
     target = import_string(config.backbone)
-    predictor = VideoPredictor(import_class(target, VideoBackbone)())
+    predictor = VideoPredictor(build_backbone(target, config.options, trusted=trusted_packages(config.backbone)))
     config.start(predictor, "video", console)
-    stride, chunk = DEFAULT_SCHEDULE.frame_stride, DEFAULT_SCHEDULE.chunk
+    stride, horizon = DEFAULT_SCHEDULE.frame_stride, shown_future(predictor.backbone, DEFAULT_SCHEDULE.chunk)
     shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, Augmentation()), 1.0)]
     if config.extra_videos is not None:
         shown.append((video_files(VideoFolder(config.extra_videos), config.size, 1), 1.0))
 
     def batches(seed: int, rank: int, processes: int) -> ClipBatches:
         share = per_process(config.batch_size, processes)
-        return ClipBatches(shown, batch_size=share, contexts=(config.context,), horizon=chunk, seed=seed, rank=rank)
+        return ClipBatches(shown, batch_size=share, contexts=(config.context,), horizon=horizon, seed=seed, rank=rank)
 
     fit_config = FitConfig(config.video_steps, VIDEO_LEARNING_RATE, seed=config.seed)
     result = fit(predictor, batches, fit_config, folder=folder, resume=config.resume, label="video", accelerator=accelerator)
     if accelerator.is_main_process:
         notes = {"made_by": "finetune/robot.py", "task": config.task, "steps": result.steps, "seconds": result.seconds}
-        save_backbone(predictor.backbone, target, {}, folder, notes)
+        save_backbone(predictor.backbone, target, config.options, folder, notes)
     accelerator.wait_for_everyone()
     return folder
 
@@ -320,12 +361,10 @@ def training_batches(
 ) -> tuple[BatchMaker, float]:
     """What a policy is trained on: clips, clips with their future, or features computed once (kept in the folder `features`); and
     the seconds that these took, which count for every policy that uses them."""
-    if config.train == "joint" and not policy.backbone.spec.generative:
-        raise ValueError(f"{config.backbone} has no generative loss to train jointly with; pass --train all or --train heads")
     schedule = spec.schedule
     options: dict[str, Any] = {
         "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context, "augmentation": Augmentation(),
-        "future": math.ceil(max(spec.times)) if config.train == "joint" else 0,
+        "future": shown_future(policy.backbone, max(spec.times)) if config.train == "joint" else 0,
     }  # fmt: skip
     if config.train != "heads":
         return lambda seed, rank, processes: DemoBatches(
@@ -347,20 +386,22 @@ def train(
     console: Console,
     video: Path | None = None,
     features: Path | None = None,
+    backbone: VideoBackbone | None = None,
 ) -> tuple[VideoPolicy, dict[str, Any]]:
     """Train a policy, or load it where a resumed run had finished it; gives it and its steps and seconds.
 
     Args:
         video: a backbone's checkpoint to start from, on top of the others. features: where those of a frozen backbone are cached;
-            default beside the cached demonstrations.
+            default beside the cached demonstrations. backbone: a frozen one of `first_backbone`, for all policies; default the
+            policy's own.
     """
     spec = policy_spec(name, config, demos)
-    trusted = (spec.backbone.split(".")[0], "para_video")
+    trusted = trusted_packages(config.backbone)
     notes = folder / "training.json"
     if config.resume and notes.is_file():
-        return load_policy(folder, trusted=trusted)[0], json.loads(notes.read_text())
+        return load_policy(folder, trusted=trusted, backbone=backbone)[0], json.loads(notes.read_text())
     torch.manual_seed(config.seed)  # the backbone is drawn first: its initial weights are the same for every policy
-    policy = spec.build(trusted=trusted, frozen=config.train == "heads")
+    policy = spec.build(trusted=trusted, frozen=config.train == "heads", backbone=backbone)
     config.start(policy, name, console, video)
     kind = name.split("-")[0]
     rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
@@ -532,14 +573,17 @@ def main(config: RobotConfig) -> dict[str, Any]:
     starts = [folder for folder in (shipped_weights(config.backbone), config.init_folder) if folder is not None]
     for folder in starts:
         read_weights(folder)  # what is wrong with them is told before anything is recorded
-    if config.train == "heads" and not (starts or config.video_steps):
+    if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
+    first: VideoBackbone | None = first_backbone(config, accelerator.device)
+    if config.train != "heads" or "source" not in config.options:
+        first = None  # each policy has its own
     with accelerator.main_process_first():
         demos = demonstrations(config, console).demos
     video = tune_video(config, demos, out / "video", accelerator, console)
     trained, policies = {}, {}
     for name in config.policy_names:
-        trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console, video)
+        trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console, video, backbone=first)
     if not accelerator.is_main_process:
         return {}
     oracle, horizon = bounds(config, demos, readout_spec(demos))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,11 @@ class ActionHead(nn.Module, ABC):
         """Actions at the queried times, in float32."""
 
 
+def horizon_of(backbone: VideoBackbone, latest: float) -> int:
+    """Future frames whose maps a policy asks a backbone for, up to its latest time."""
+    return max(0, math.ceil(latest)) if backbone.spec.predicts else 0
+
+
 class VideoPolicy(nn.Module):
     """Backbone, then head. It is a `Policy`: `act` takes one observation.
 
@@ -111,11 +117,20 @@ class VideoPolicy(nn.Module):
         super().__init__()
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
         backbone.requires_grad_(not frozen)
+        if frozen:
+            backbone.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Of the head alone where the backbone is frozen, which then computes as it does in use."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def features(self, clip: Tensor, times: Tensor | None = None) -> tuple[VideoFeatures, Query]:
         """The backbone's features of clips (b, t, 3, H, W), and the query to put to the head: times (q,), default `times`."""
         query = self._query(clip, times)
-        horizon = max(0, math.ceil(float(query.times.max()))) if self.backbone.spec.predicts else 0
+        horizon = horizon_of(self.backbone, float(query.times.max()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone.features(clip, horizon=horizon, since=float(query.times.min()))
         return features, query

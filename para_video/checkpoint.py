@@ -1,9 +1,14 @@
-"""Policies on disk: a folder with `config.json` (what to build) and `model.safetensors` (its weights). Data, never code."""
+"""Policies on disk: a folder with `config.json` (what to build) and `model.safetensors` (its weights). Data, never code.
+
+Weights that a backbone has from a source, a hub or a folder, and that training left as they were, are not written: the config says
+where they come from, and by a fingerprint which ones they were.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from para_video.agent import ActionHead, VideoPolicy
 from para_video.features import VideoBackbone, import_class
@@ -21,7 +27,7 @@ from para_video.policy import DEFAULT_SCHEDULE, Schedule
 from para_video.training import write_atomically
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT = 1
+FORMAT = 2
 TRUSTED = ("para_video", "backbones")
 """Packages whose classes a checkpoint may name; others have to be allowed by the caller."""
 
@@ -32,8 +38,8 @@ class PolicySpec:
 
     Args:
         backbone, head: "package.module:Class". backbone_options, head_options: their keyword arguments: JSON values, or
-            dataclasses of para_video. times: queried, in frames after the last observed one. context: observed frames.
-        schedule: the one that it was trained for.
+            dataclasses of para_video. With a "source" among them they are those of the backbone's `from_pretrained`.
+        times: queried, in frames after the last observed one. context: observed frames. schedule: the one that it was trained for.
     """
 
     backbone: str
@@ -44,25 +50,73 @@ class PolicySpec:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     head_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, *, trusted: tuple[str, ...] = TRUSTED, frozen: bool = False) -> VideoPolicy:
-        """The policy with fresh weights, drawn from torch's random state.
+    def build(
+        self, *, trusted: tuple[str, ...] = TRUSTED, frozen: bool = False, backbone: VideoBackbone | None = None
+    ) -> VideoPolicy:
+        """The policy with fresh weights, drawn from torch's random state, but for those that its backbone has from a source.
 
         Args:
             trusted: packages that the import strings may lead into. frozen: whether the backbone stays as it is in training.
+            backbone: one that `build_backbone` made of this spec's options, to be the policy's.
 
         Raises:
-            ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head.
+            ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head; or as of
+                `build_backbone`.
         """
-        kind = _import(self.backbone, VideoBackbone, trusted)
-        try:
-            backbone = kind(**self.backbone_options)
-        except TypeError as error:
-            raise ValueError(
-                f"{self.backbone} cannot be built from options alone ({error}); models with weights of their own are no part "
-                "of a policy yet: take their features by backbones.build_backbone"
-            ) from error
+        if backbone is None:
+            backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
         head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
         return VideoPolicy(backbone, head, self.times, frozen=frozen)
+
+
+def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED) -> VideoBackbone:
+    """A backbone by its constructor; or by its `from_pretrained`, where the options name a source, and then it knows the digests of
+    the weights that it has from there.
+
+    Raises:
+        ValueError: as of `PolicySpec.build`, or options that it does not know or lacks.
+        FileNotFoundError, ImportError: as of `from_pretrained`.
+    """
+    kind: Any = _import(target, VideoBackbone, trusted)
+    try:
+        if "source" not in options:
+            return kind(**options)
+        with torch.random.fork_rng(devices=[]):  # a head's weights are the same beside a backbone that was there before
+            backbone = kind.from_pretrained(**options)
+    except TypeError as error:
+        hint = "" if "source" in options else '; a model with pretrained weights needs a "source" among them'
+        raise ValueError(f"{target} cannot be built with the options {sorted(options)}: {error}{hint}") from error
+    backbone.origin = {name: digest for name, digest in weight_digests(backbone).items() if "lora_" not in name}
+    return backbone
+
+
+def weight_digests(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of each of a module's tensors, with its type and shape, by name."""
+    weights = module.state_dict().items()
+    return {name: _digest(value) for name, value in tqdm(weights, desc="fingerprint", unit="tensor", delay=2, leave=False)}
+
+
+def _digest(value: Tensor) -> str:
+    digest = hashlib.sha256(f"{value.dtype}{tuple(value.shape)}".encode())
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint(backbone: VideoBackbone) -> str | None:
+    """Of the weights that it has from its source, as they were there; None without a source."""
+    if backbone.origin is None:
+        return None
+    return hashlib.sha256(json.dumps(sorted(backbone.origin.items())).encode()).hexdigest()
+
+
+def _own_weights(backbone: VideoBackbone, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those, with a backbone's under "backbone.", that are not as its source gives them."""
+    origin = {f"backbone.{name}": digest for name, digest in (backbone.origin or {}).items()}
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in weights.items()
+        if name not in origin or _digest(value) != origin[name]
+    }
 
 
 def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
@@ -73,22 +127,34 @@ def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
 
 def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write a policy; notes (JSON values) say where it comes from. Each file is replaced whole or not at all."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, save_tensors(weights))
-    config = {"format": FORMAT, "policy": _plain(spec), "notes": dict(notes or {})}
+    write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
+    config = {"format": FORMAT, "policy": _plain(spec), "origin": _fingerprint(policy.backbone), "notes": dict(notes or {})}
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def load_policy(folder: Path, *, trusted: tuple[str, ...] = TRUSTED) -> tuple[VideoPolicy, PolicySpec]:
+def load_policy(
+    folder: Path, *, trusted: tuple[str, ...] = TRUSTED, backbone: VideoBackbone | None = None
+) -> tuple[VideoPolicy, PolicySpec]:
     """A policy and what it was built from, ready to act.
 
+    Args:
+        backbone: as of `PolicySpec.build`; for a source that has moved, or that several policies share.
+
     Raises:
-        FileNotFoundError: the folder is no checkpoint.
-        ValueError: a damaged or newer file, weights of another shape, or code outside `trusted`.
+        FileNotFoundError: the folder is no checkpoint, or the backbone's source is not there.
+        ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights are not
+            those that the policy was trained on.
     """
-    spec = _read_config(folder)
-    policy = spec.build(trusted=trusted)
-    _load_all(policy, read_weights(folder), folder, "its config; save the policy again")
+    spec, fingerprint = _read_config(folder)
+    weights = read_weights(folder)
+    policy = spec.build(trusted=trusted, backbone=backbone)
+    if (found := _fingerprint(policy.backbone)) != fingerprint:
+        raise ValueError(
+            f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
+            f"{str(fingerprint)[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
+        )
+    given = {f"backbone.{name}" for name in policy.backbone.origin or {}}
+    _load_all(policy, weights, folder, "its config; save the policy again", given)
     return policy.eval(), spec
 
 
@@ -98,9 +164,10 @@ def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, An
     Args:
         target, options: "package.module:Class" and its keyword arguments. notes: JSON values that say where it comes from.
     """
-    weights = {f"backbone.{name}": value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, save_tensors(weights))
-    config = {"format": FORMAT, "backbone": {"target": target, "options": _plain(options)}, "notes": dict(notes)}
+    weights = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(backbone, weights)))
+    about = {"target": target, "options": _plain(options)}
+    config = {"format": FORMAT, "backbone": about, "origin": _fingerprint(backbone), "notes": dict(notes)}
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -114,17 +181,20 @@ def load_backbone(backbone: VideoBackbone, folder: Path) -> None:
     _load_all(backbone, parts, folder, f"this {type(backbone).__name__}; build it with the options of the checkpoint")
 
 
-def _load_all(module: nn.Module, weights: Mapping[str, Tensor], folder: Path, misfit: str) -> None:
+def _load_all(
+    module: nn.Module, weights: Mapping[str, Tensor], folder: Path, misfit: str, given: Collection[str] = frozenset()
+) -> None:
+    """Load every weight but those of the names given, which may stay as they are."""
     wanted = module.state_dict()
-    wrong = sorted(
-        k for k in wanted.keys() | weights.keys() if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape
-    )
+    names = weights.keys() | wanted.keys() - given
+    wrong = sorted(k for k in names if k not in wanted or k not in weights or wanted[k].shape != weights[k].shape)
     if wrong:
         raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {misfit}: {wrong[:4]} differ")
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, strict=False)
 
 
-def _read_config(folder: Path) -> PolicySpec:
+def _read_config(folder: Path) -> tuple[PolicySpec, str | None]:
+    """What a policy is built from, and the fingerprint of its backbone's source."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
@@ -137,7 +207,7 @@ def _read_config(folder: Path) -> PolicySpec:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not isinstance(spec, PolicySpec):
         raise ValueError(f"{path} describes no policy")
-    return spec
+    return spec, config.get("origin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

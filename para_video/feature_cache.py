@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches, augmented
+from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
 from para_video.training import whole_folder, write_atomically
 
@@ -75,11 +76,9 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
         "spec": asdict(policy.backbone.spec), "times": policy.times, "copies": copies, "seed": batches.seed,
         "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
-        "settings": {name: getattr(policy.backbone, name, None) for name in ("tap", "level", "denoising_steps")},
+        "settings": policy.backbone.settings(), "weights": weight_digests(policy.backbone),
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name, value in sorted(policy.backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for demo in batches.demos:
         moves = demo.positions[:0] if demo.moves is None else demo.moves
         camera = (demo.camera.intrinsics.numpy(), demo.camera.world_T_camera.numpy())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -116,6 +116,17 @@ class VideoBackbone(nn.Module, ABC):
     """A feature extractor. Subclasses set `spec` and implement `features`; generative ones also `joint`."""
 
     spec: FeatureSpec
+    origin: Mapping[str, str] | None = None
+    """Digests, by name, of the weights that it has from a source; see `para_video.checkpoint.build_backbone`."""
+
+    def settings(self) -> dict[str, Any]:
+        """What features depend on besides weights, as values that print alike in every process; by default its plain attributes."""
+        plain = (bool, int, float, str, list, tuple, type(None))
+        return {
+            name: value
+            for name, value in sorted(vars(self).items())
+            if isinstance(value, plain) and name[0] != "_" and name != "training"
+        }
 
     @classmethod
     def from_pretrained(cls, source: str, **options: Any) -> Self:

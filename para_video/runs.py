@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
+from para_video.agent import horizon_of
+from para_video.features import VideoBackbone
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
@@ -33,7 +37,7 @@ def command_line(main: Callable[[C], object], config: type[C], text: str) -> Non
     except KeyboardInterrupt as interrupt:
         console.print(f"{interrupt or 'stopped'}; go on with the same options and --resume --out FOLDER", markup=False)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):
             raise
         console.print(f"{type(error).__name__}: {error} [PARA_VIDEO_TRACEBACK=1 shows where]", style="red", markup=False)
@@ -104,6 +108,30 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     elif accelerator.is_main_process:
         write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
     accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def try_out(backbone: VideoBackbone, times: Sequence[float], frames: int, size: int) -> None:
+    """Let a backbone see grey frames as a policy would show them, to hear at once what it refuses.
+
+    Args:
+        times: of the policy. frames: observed ones. size: their side in pixels.
+
+    Raises:
+        ValueError: it does not take so many frames, of this size, or does not look so far ahead.
+    """
+    name, multiple, device = type(backbone).__name__, backbone.spec.size_multiple, next(backbone.parameters()).device
+    if size % multiple:
+        fits = multiple * math.ceil(size / multiple)
+        raise ValueError(f"{name} takes frames whose sides are multiples of {multiple} px, got {size}: pass --size {fits}")
+    clip = torch.full((1, frames, 3, size, size), 0.5, device=device)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            backbone.features(clip, horizon=horizon_of(backbone, max(times)), since=float(min(times)))
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is to see {frames} frames of {size} px and refuses: {error}; change the frames, --size or --backbone-options"
+        ) from error
 
 
 def per_process(batch_size: int, processes: int) -> int:

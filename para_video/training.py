@@ -288,8 +288,10 @@ class _Run:
     result: FitResult
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors by name. The dict refers to the live ones, so that loading copies into them."""
-        tensors = {f"weights/{name}": value for name, value in self.policy.state_dict().items()}
+        """All tensors by name but for frozen weights, which stay what they were built as. The dict refers to the live ones, so that
+        loading copies into them."""
+        frozen = {name for name, value in self.policy.named_parameters() if not value.requires_grad}
+        tensors = {f"weights/{name}": value for name, value in self.policy.state_dict().items() if name not in frozen}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         for index, optimizer, parameter in self._optimised():
             for name, value in optimizer.state[parameter].items():

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import import_string, shipped_weights
+from backbones import backbone_options, import_string, shipped_weights, trusted_packages
 from para_video.agent import Batch, VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics
 from para_video.batches import CircleBatches, circle_batch
@@ -43,7 +43,7 @@ from para_video.figures import (
 from para_video.heads import ParaHead
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.readout import ReadoutSpec
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -58,7 +58,9 @@ class CirclesConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/circles, runs/circles-2, ..."""
     backbone: str = "mini"
-    """Name in the catalogue (mini, mini-procedural, mini-random), or package.module:Class."""
+    """Name in the catalogue (mini, efficientnet-lite0, svd, ...: backbones/__init__.py has it), or package.module:Class."""
+    backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """Of the backbone, such as '{"scale": 3}' or '{"source": "folder", "dtype": "bfloat16", "lora_rank": 16}'."""
     policy: Literal[*HEADS] = "para"  # type: ignore[valid-type]
     """PARA's head, or a baseline's, which is told where the circle is in the last frame that it sees."""
     train: Literal["all", "heads"] = "all"
@@ -96,6 +98,7 @@ class CirclesConfig:
             )
         if self.learning_rate <= 0 or self.seed < 0:
             raise ValueError(f"learning_rate must be positive and seed not negative, got {self.learning_rate} and {self.seed}")
+        backbone_options(self.backbone, self.backbone_options)  # to tell at once what is wrong with them
 
 
 def circle_policy(config: CirclesConfig, circles: CircleVideos) -> PolicySpec:
@@ -108,6 +111,7 @@ def circle_policy(config: CirclesConfig, circles: CircleVideos) -> PolicySpec:
         backbone=import_string(config.backbone),
         head=head,
         times=tuple(float(t) for t in range(1, config.future + 1)),
+        backbone_options=backbone_options(config.backbone, config.backbone_options),
         head_options=options,
     )
 
@@ -247,9 +251,10 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
     spec = circle_policy(config, training)
     torch.manual_seed(config.seed)
-    policy = spec.build(trusted=(spec.backbone.split(".")[0], "para_video"), frozen=config.train == "heads")
+    policy = spec.build(trusted=trusted_packages(config.backbone), frozen=config.train == "heads")
+    try_out(policy.backbone, (1 - config.observed, *spec.times), config.observed, config.size)
     starts = [folder for folder in (shipped_weights(config.backbone), config.init) if folder is not None]
-    if config.train == "heads" and not starts:
+    if config.train == "heads" and not (starts or "source" in spec.backbone_options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init", style="yellow")
     for folder in starts:
         console.print("taken from {}: {} of {} tensors".format(folder, *initialise(policy, folder)))

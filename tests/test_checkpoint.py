@@ -94,9 +94,3 @@ def test_a_checkpoint_leads_to_no_code_outside_the_project(tmp_path):
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no checkpoint"):
         load_policy(tmp_path)
-
-
-def test_a_backbone_that_needs_loaded_parts_is_refused_in_one_line():
-    spec = PolicySpec("backbones.svd:SvdBackbone", "para_video.heads:ParaHead")
-    with pytest.raises(ValueError, match="cannot be built from options alone.*build_backbone"):
-        spec.build()
