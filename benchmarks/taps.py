@@ -21,7 +21,6 @@ import torch
 import tyro
 from matplotlib import pyplot
 from rich.console import Console
-from tqdm import tqdm
 
 from backbones import import_string, shipped_weights
 from finetune.robot import LEARNING_RATES, readout_spec
@@ -31,6 +30,7 @@ from para_video.checkpoint import PolicySpec, load_backbone, load_policy, save_p
 from para_video.demos import Demo, Plan, cache_folder, cached_demos
 from para_video.feature_cache import CachedBatches, cache_features
 from para_video.figures import write_table
+from para_video.held_out import demo_errors
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.runs import same_settings
 from para_video.sims.metaworld import MetaWorldEnv
@@ -85,7 +85,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         for level, steps in zip(config.levels, config.denoising_steps, strict=True):
             options = {"tap": tap, "level": level, "denoising_steps": steps}
             policy = head_on(options, config, shown, config.out / f"{tap}-{level:g}-{steps}")
-            rows.append({**options, **unseen_errors(policy, unseen)})
+            rows.append({**options, **demo_errors(policy, unseen)})
             console.print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
     write(config, rows)
     return rows
@@ -114,27 +114,6 @@ def head_on(options: dict[str, Any], config: Config, demos: Sequence[Demo], fold
     fit(policy, batches, FitConfig(config.steps, LEARNING_RATES["para"], seed=config.seed), label=folder.name)
     save_policy(policy, spec, folder)
     return policy
-
-
-def unseen_errors(policy: VideoPolicy, demos: Sequence[Demo]) -> dict[str, float]:
-    """Answers against targets: median pixels and millimetres over all targets, and the share of right gripper commands."""
-    schedule = DEFAULT_SCHEDULE
-    batches = DemoBatches(demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride)
-    pixels, metres, right = [], [], []
-    for first in tqdm(range(0, len(batches.steps), 64), desc="unseen demonstrations", unit="batch"):
-        batch = batches.gather(batches.steps[first : first + 64 : 2])
-        assert batch.state is not None and batch.targets.positions is not None and batch.targets.gripper is not None
-        answer = policy.predict(batch.clip, batch.state)
-        assert answer.pixels is not None
-        known = batch.targets.labelled if batch.targets.labelled is not None else torch.ones_like(batch.targets.visible)
-        pixels.append((answer.pixels - batch.targets.pixels).norm(dim=-1)[known])
-        metres.append((answer.positions - batch.targets.positions).norm(dim=-1)[known])
-        right.append((answer.gripper.sign() == batch.targets.gripper.sign())[known].float())
-    return {
-        "px": float(torch.cat(pixels).median()),
-        "mm": 1e3 * float(torch.cat(metres).median()),
-        "gripper": float(torch.cat(right).mean()),
-    }
 
 
 def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
