@@ -26,11 +26,13 @@ from tqdm import tqdm
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches, augmented
 from para_video.features import VideoFeatures
-from para_video.training import whole_folder, write_atomically
+from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
 COST_FILE = "cost.json"
 """In a cache: the seconds that it took."""
+SETTINGS = ("tap", "taps", "level", "denoising_steps", "scale")
+"""Attributes by which backbones of the same weights differ in what they give."""
 T = TypeVar("T")
 
 
@@ -75,11 +77,11 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
         "spec": asdict(policy.backbone.spec), "times": policy.times, "copies": copies, "seed": batches.seed,
         "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
-        "settings": {name: getattr(policy.backbone, name, None) for name in ("tap", "level", "denoising_steps")},
+        "settings": {name: getattr(policy.backbone, name, None) for name in SETTINGS},
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name, value in sorted(policy.backbone.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for demo in batches.demos:
         moves = demo.positions[:0] if demo.moves is None else demo.moves
         camera = (demo.camera.intrinsics.numpy(), demo.camera.world_T_camera.numpy())
@@ -128,13 +130,15 @@ class CachedBatches(Dataset):
 @torch.no_grad()
 def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: int) -> Iterator[tuple[VideoFeatures, Batch]]:
     """Features, in bf16, and labels of every step of the demonstrations in one augmented copy."""
+    device = next(policy.parameters()).device
     for first in range(0, len(batches.steps), batch_size):
         batch = batches.gather(batches.steps[first : first + batch_size])
         if batches.augmentation is not None:
             seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
             batch = augmented(batch, batches.augmentation, torch.Generator().manual_seed(seed))
-        with torch.autocast(batch.clip.device.type, torch.bfloat16):
-            features, query = policy.features(batch.clip)
+        with torch.autocast(device.type, torch.bfloat16):
+            features, query = policy.features(batch.clip.to(device))
+        features = to_device(features, torch.device("cpu"))
         nearest, _ = features.nearest(query.times.to(features.times))
         used = torch.cat([nearest, (features.times <= 0).nonzero()[-1]]).unique()  # ACT reads the last observed map too
         maps = features.maps[:, used].bfloat16().contiguous()
