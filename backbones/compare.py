@@ -45,7 +45,7 @@ from para_video.heads import ParaHead
 from para_video.held_out import circle_errors, demo_errors
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import ReadoutSpec, readout_spec
-from para_video.rollout import evaluate, evaluation_seeds, horizon_for, rollout
+from para_video.rollout import Replay, evaluate, evaluation_seeds, horizon_for, rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line, plain_settings
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
@@ -71,11 +71,13 @@ class CompareConfig:
     """Names in the catalogue, or package.module:Class; with @random for weights drawn anew."""
     options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Options of backbones by name, such as '{"svd": {"source": "folder", "dtype": "bfloat16"}}'."""
-    steps: int = 400
-    """Training steps of each head."""
+    steps: int = 500
+    """Training steps of each head on demonstrations."""
+    circle_steps: int = 500
+    """Training steps of each head on circles."""
     batch_size: int = 8
     """Clips per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak learning rate of each head."""
     clips: int = 256
     """Circle clips that heads are trained on."""
@@ -111,7 +113,19 @@ class CompareConfig:
     """Folder for rows.json and the pictures."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "clips", "held_out", "demos", "unseen", "copies", "scenes", "points", "repeats")
+        counts = (
+            "steps",
+            "circle_steps",
+            "batch_size",
+            "clips",
+            "held_out",
+            "demos",
+            "unseen",
+            "copies",
+            "scenes",
+            "points",
+            "repeats",
+        )
         low = {name: getattr(self, name) for name in counts if getattr(self, name) < 1}
         if low or self.episodes < 0:
             raise ValueError(f"these must be at least 1: {low}; and episodes at least 0, got {self.episodes}")
@@ -250,7 +264,7 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
             features, _ = policy.features(batch.clip.to(device), batch.times)
         blank = torch.zeros(1).expand(batch.clip.shape)
         kept.append(replace(batch, clip=blank, features=features.with_maps(features.maps.bfloat16())))
-    seconds = _train(policy, Kept(kept, config.seed), config, "circles")
+    seconds = _train(policy, Kept(kept, config.seed), config.circle_steps, config, "circles")
     error = circle_errors(policy, unseen, config.held_out)["error"]
     return {
         "px_seen": float(error[:, :OBSERVED].nanmedian()),
@@ -273,12 +287,12 @@ def robot_readout(backbone: VideoBackbone, config: CompareConfig) -> tuple[Video
     with tempfile.TemporaryDirectory(dir=config.out, prefix=".features-") as folder:
         cache = cache_features(policy, clips, config.copies, Path(folder))
         batches = CachedBatches(cache, clips[0], batch_size=config.batch_size, seed=config.seed)
-        seconds = _train(policy, batches, config, config.task)
+        seconds = _train(policy, batches, config.steps, config, config.task)
     return policy, {**demo_errors(policy, unseen), "training_s": seconds}
 
 
-def _train(policy: VideoPolicy, batches: Dataset, config: CompareConfig, label: str) -> float:
-    return fit(policy, lambda *_: batches, FitConfig(config.steps, config.learning_rate, seed=config.seed), label=label).seconds
+def _train(policy: VideoPolicy, batches: Dataset, steps: int, config: CompareConfig, label: str) -> float:
+    return fit(policy, lambda *_: batches, FitConfig(steps, config.learning_rate, seed=config.seed), label=label).seconds
 
 
 @functools.cache
@@ -298,7 +312,15 @@ def closed_loop(policy: VideoPolicy, config: CompareConfig) -> dict[str, Any]:
             run = functools.partial(rollout, env, policy, MetaWorldServo(), horizon=episode_steps(config.task))
             with tqdm(total=len(seeds), desc=f"{config.task} {view}", unit="episode") as bar:
                 cells[view] = evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
-    return {**cells, "drop": drop(cells["same"], cells["turned"])}
+    return {**cells, "drop": drop(cells["same"], cells["turned"]), "blind_replay": blind_replay(config)}
+
+
+def blind_replay(config: CompareConfig) -> dict[str, Any]:
+    """The cell of a demonstration's replay, which needs no eyes and so knows no view."""
+    demo = demonstrations(config.task, config.size, config.demos, config.unseen)[0][0]
+    with MetaWorldEnv(config.task, size=config.size) as env:
+        run = functools.partial(rollout, env, Replay(demo), MetaWorldServo(), context=0, horizon=episode_steps(config.task))
+        return evaluate(run, evaluation_seeds(config.episodes)).summary()
 
 
 def drop(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[float]:
@@ -451,15 +473,20 @@ def table(rows: Sequence[Row], config: CompareConfig) -> list[list[str]]:
     lines = []
     for row in rows:
         spent, circles, robot = row["cost"], row["circles"], row["robot"]
-        cells = [row["policy"][view] for view in ("same", "turned")] if "policy" in row else []
-        won = [f"{cell['successes']}/{cell['episodes']}" for cell in cells] or ["", ""]
+        won = [_successes(row["policy"][view]) for view in ("same", "turned")] if "policy" in row else ["", ""]
         memory = "" if spent["memory_mb"] is None else f"{spent['memory_mb']:.0f}"
         found = _percents(row["correspondence"], config)
         lines.append([
             label(row), f"{spent['parameters'] / 1e6:.1f} M", f"{spent['ms']:.0f}", memory, f"{circles['px_seen']:.2f}",
             f"{circles['px_future']:.2f}", f"{robot['px']:.2f}", f"{robot['mm']:.1f}", *found, *won,
         ])  # fmt: skip
-    return lines + [[name, *[""] * 7, *_percents(found, config), "", ""] for name, found in guesses(config).items()]
+    lines += [[name, *[""] * 7, *_percents(found, config), "", ""] for name, found in guesses(config).items()]
+    blind = [["blind replay", *[""] * 9, *[_successes(row["policy"]["blind_replay"])] * 2] for row in rows if "policy" in row]
+    return lines + blind[:1]
+
+
+def _successes(cell: Mapping[str, Any]) -> str:
+    return f"{cell['successes']}/{cell['episodes']}"
 
 
 def told_azimuth(config: CompareConfig) -> str:

@@ -50,7 +50,7 @@ class Config:
     task: str = "pick-place-v3"
     demos: int = 5
     unseen: int = 8
-    steps: int = 400
+    steps: int = 500
     copies: int = 3
     seed: int = 0
     taps: tuple[str, ...] = ("coarse", "middle", "fine", "joined")

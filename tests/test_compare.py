@@ -11,7 +11,7 @@ from para_video.rollout import wilson_interval
 from para_video.rows import Rows
 
 TINY = {
-    "steps": 1, "batch_size": 2, "clips": 4, "held_out": 2, "task": "reach-v3", "demos": 1, "unseen": 1, "copies": 1,
+    "steps": 1, "circle_steps": 1, "batch_size": 2, "clips": 4, "held_out": 2, "task": "reach-v3", "demos": 1, "unseen": 1, "copies": 1,
     "tasks": ("reach-v3",), "scenes": 1, "azimuths": (6.0, 18.0), "points": 20, "size": 48, "repeats": 1,
 }  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_policies_are_asked_for_later_and_their_drop_is_drawn(tmp_path):
     assert after["policy"]["same"]["episodes"] == 1 and after["robot"]["px"] == before["robot"]["px"]
     assert {path.name for path in compare.draw([after], acting)} >= {"error_ms.png", "correspondence_drop.png"}
     titles = [row[0] for row in table([after], acting)]
-    assert titles == ["mini-random", "chance", "same pixel"]
+    assert titles == ["mini-random", "chance", "same pixel", "blind replay"]
 
 
 def test_correspondence_of_position_itself_is_no_better_than_a_camera_that_did_not_move(tmp_path):
