@@ -2,9 +2,9 @@
 
     python benchmarks/adapters.py
 
-Features that are read after the last block against the same calls of the model's parts without an adapter; the time that stopping
-at an earlier block saves against the operations that it saves; the largest memory of tensors; features from the cache against
-computing them. The models have random weights and are scaled down until one forward takes about a second.
+Features that are read after the last block against the same calls of the model's parts without an adapter, in time and memory; the
+time that the denoiser takes up to a block against the operations up to there; features from the cache against computing them. The
+models have random weights and are scaled down until a forward takes seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import tyro
 from diffusers import AutoencoderKLTemporalDecoder, AutoencoderKLWan, UNetSpatioTemporalConditionModel, WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +37,7 @@ from para_video.batches import DemoBatches
 from para_video.camera import Camera
 from para_video.demos import Demo
 from para_video.feature_cache import CachedBatches, cache_features
+from para_video.features import capture
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import ReadoutSpec
@@ -51,7 +53,7 @@ class Config:
 
     repeats: int = 7
     """Timed repetitions of each of the things that are compared, in turns."""
-    size: int = 128
+    size: int = 256
     """Side of the frames in pixels."""
     out: Path | None = None
     """Also write the figures to this JSON file."""
@@ -61,10 +63,10 @@ class Config:
 
 
 def svd(*taps: str) -> SvdBackbone:
-    """Stable Video Diffusion with two fifths of its channels."""
+    """Stable Video Diffusion with a fifth of its channels."""
     torch.manual_seed(0)
     unet = UNetSpatioTemporalConditionModel(
-        block_out_channels=(128, 256, 512, 512), cross_attention_dim=256, num_attention_heads=(2, 4, 8, 8), sample_size=16
+        block_out_channels=(64, 128, 256, 256), cross_attention_dim=256, num_attention_heads=(1, 2, 4, 4), sample_size=32
     )
     vae = AutoencoderKLTemporalDecoder(
         block_out_channels=(32, 32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=1
@@ -76,35 +78,43 @@ def svd(*taps: str) -> SvdBackbone:
 
 
 def wan(*taps: str) -> WanBackbone:
-    """Wan 2.1 with half of its 1.3B model's channels and a third of its blocks."""
+    """Wan 2.1 with half of its 1.3B model's channels and a quarter of its blocks."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
-        num_attention_heads=6, attention_head_dim=128, ffn_dim=4480, num_layers=10, text_dim=256, freq_dim=256
+        num_attention_heads=6, attention_head_dim=128, ffn_dim=4480, num_layers=8, text_dim=256, freq_dim=256
     )
     told = {"text": torch.randn(512, 256), "text_mask": torch.arange(512) < 1}
-    return WanBackbone(transformer, AutoencoderKLWan(base_dim=16), Prompts(lambda _: told), taps=taps or None, max_context=17)
+    return WanBackbone(transformer, AutoencoderKLWan(base_dim=16), Prompts(lambda _: told), taps=taps or None)
 
 
-CLIPS: dict[str, tuple[int, int]] = {"svd": (1, 6), "wan": (17, 0)}
+CLIPS: dict[str, tuple[int, int]] = {"svd": (1, 6), "wan": (9, 0)}
 """Observed and future frames. Wan draws a future in several forwards, so that here it sees all frames."""
-EARLIER = {"svd": ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"), "wan": ("blocks.1", "blocks.4", "blocks.7")}
-LAST = {"svd": "up_blocks.3", "wan": "blocks.9"}
+EARLIER = {"svd": ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"), "wan": ("blocks.1", "blocks.3", "blocks.5")}
+LAST = {"svd": "up_blocks.3", "wan": "blocks.7"}
 BUILDERS: dict[str, Callable[..., LatentVideoBackbone]] = {"svd": svd, "wan": wan}
 
 
-def replayed(backbone: LatentVideoBackbone, run: Callable[[], object]) -> Callable[[], None]:
-    """The calls of the model's parts that `run` makes, with the same inputs and nothing around them."""
-    calls: list[Callable[[], object]] = []
+@dataclass(frozen=True)
+class Call:
+    """A call of a model's part, with its arguments as tensors that exist already."""
 
-    def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        calls.append(lambda: module(*args, **kwargs))
+    part: Callable[..., object]
+    args: tuple
+    kwargs: dict[str, Any]
 
+    def __call__(self) -> object:
+        return self.part(*self.args, **self.kwargs)
+
+
+def noted(backbone: LatentVideoBackbone, run: Callable[[], object]) -> list[Call]:
+    """The calls of the model's parts that `run` makes: encoders', then the denoiser's."""
+    calls: list[Call] = []
     parts = [part for part in (backbone.denoiser, getattr(backbone, "image_encoder", None)) if part is not None]
-    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts]
+    hooks = [p.register_forward_pre_hook(lambda *call: calls.append(Call(*call)), with_kwargs=True) for p in parts]
     encode = backbone.vae.encode
 
     def encoded(*args: Tensor) -> Any:
-        calls.append(lambda: encode(*args))
+        calls.append(Call(encode, args, {}))
         return encode(*args)
 
     backbone.vae.encode = encoded
@@ -112,12 +122,7 @@ def replayed(backbone: LatentVideoBackbone, run: Callable[[], object]) -> Callab
     backbone.vae.encode = encode
     for hook in hooks:
         hook.remove()
-
-    def bare() -> None:
-        for call in calls:
-            call()
-
-    return torch.no_grad()(bare)
+    return calls
 
 
 # -------------------------------------------------------------------- measures
@@ -178,29 +183,41 @@ def memory(run: Callable[[], object]) -> int:
 # -------------------------------------------------------------------- figures
 
 
+@torch.no_grad()
 def adapter(name: str, config: Config) -> dict[str, float]:
     """One adapter's ratios."""
     observed, horizon = CLIPS[name]
     clip = torch.rand(1, observed, 3, config.size, config.size, generator=torch.Generator().manual_seed(0))
+    backbone = BUILDERS[name](LAST[name]).eval()
 
-    def reading(*taps: str) -> tuple[LatentVideoBackbone, Callable[[], object]]:
-        backbone = BUILDERS[name](*taps).eval()
-        return backbone, torch.no_grad()(lambda: backbone.features(clip, horizon=horizon))
+    def whole() -> object:
+        return backbone.features(clip, horizon=horizon)
 
-    backbone, whole = reading(LAST[name])
-    bare = replayed(backbone, whole)
-    early = {tap: reading(tap)[1] for tap in EARLIER[name]}
-    seconds = in_turns({"features": whole, "bare": bare, **early}, config.repeats)
+    def stopped(tap: str) -> None:
+        with capture(backbone.denoiser, tap, stop=True):
+            denoise()
+
+    calls = noted(backbone, whole)
+    denoise = calls[-1]
+
+    def bare() -> None:
+        for call in calls:
+            call()
+
+    early = {tap: partial(stopped, tap) for tap in EARLIER[name]}
+    seconds = in_turns({"features": whole, "bare": bare, "denoiser": denoise, **early}, config.repeats)
+    tensors = [x for call in calls for x in tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor)]
+    given = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
     figures = {
         "bare_s": seconds["bare"],
+        "denoiser_s": seconds["denoiser"],
         "adapter_ratio": seconds["features"] / seconds["bare"],
-        "memory_ratio": memory(whole) / memory(bare),
-        "memory_default_ratio": memory(reading()[1]) / memory(bare),
+        "bare_mb": (memory(bare) + sum(given.values())) / 1e6,
     }
-    operations = flops(whole)
+    figures["memory_ratio"] = memory(whole) / 1e6 / figures["bare_mb"]
     for tap, run in early.items():
-        left = flops(run) / operations
-        figures |= {f"{tap}_flops_left": left, f"{tap}_ratio": seconds[tap] / seconds["features"] / left}
+        left = flops(run) / flops(denoise)
+        figures |= {f"{tap}_flops_left": left, f"{tap}_ratio": seconds[tap] / seconds["denoiser"] / left}
     return figures
 
 
@@ -231,7 +248,7 @@ def main(config: Config) -> dict[str, dict[str, float]]:
     figures = {name: adapter(name, config) for name in BUILDERS}
     for name, found in figures.items():
         print(f"{name}: {found['adapter_ratio']:.3f} x the bare model's {found['bare_s']:.2f} s (promised: {ADAPTER:g})")
-        print(f"{name}: {found['memory_ratio']:.2f} x its memory, {found['memory_default_ratio']:.2f} x at the default taps")
+        print(f"{name}: {found['memory_ratio']:.2f} x its {found['bare_mb']:.0f} MB of tensors beside the weights")
         for tap in EARLIER[name]:
             left, ratio = found[f"{tap}_flops_left"], found[f"{tap}_ratio"]
             print(

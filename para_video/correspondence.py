@@ -6,8 +6,9 @@ finds under another is bounded by whether their features are alike, and this mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,10 @@ class Pairs:
     truth: Tensor
     foreground: Tensor
 
+    def where(self, chosen: Tensor) -> Pairs:
+        """Those of an index or mask."""
+        return replace(self, pixels=self.pixels[chosen], truth=self.truth[chosen], foreground=self.foreground[chosen])
+
 
 def pixel_grid(size: tuple[int, int]) -> Tensor:
     """(H * W, 2) pixels (x, y) of an image of size (H, W), row by row."""
@@ -80,7 +85,7 @@ def common_points(views: Views, first: int, second: int) -> Pairs:
     inside = (depth > 0) & (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
     surface = views.depth[second][row.clamp(0, size[0] - 1), column.clamp(0, size[1] - 1)]
     seen = inside & ((surface - depth).abs() < OCCLUSION_M)
-    return Pairs(first, second, pixels[seen], truth[seen], views.foreground[first].flatten()[seen])
+    return Pairs(first, second, pixels, truth, views.foreground[first].flatten()).where(seen)
 
 
 def drawn(pairs: Pairs, count: int, generator: torch.Generator) -> Pairs:
@@ -89,8 +94,7 @@ def drawn(pairs: Pairs, count: int, generator: torch.Generator) -> Pairs:
     for kind in (True, False):
         index = (pairs.foreground == kind).nonzero()[:, 0]
         chosen.append(index[torch.randperm(len(index), generator=generator)[:count]])
-    index = torch.cat(chosen)
-    return Pairs(pairs.first, pairs.second, pairs.pixels[index], pairs.truth[index], pairs.foreground[index])
+    return pairs.where(torch.cat(chosen))
 
 
 Finder = Callable[[Pairs], Tensor]
@@ -131,5 +135,5 @@ def by_chance(size: tuple[int, int], generator: torch.Generator) -> Finder:
 
 def score(error_px: Tensor, within: Sequence[float]) -> dict[str, Any]:
     """Of errors (n,): their number, their median, and the share within each of some distances (PCK). NaN for none."""
-    share: Mapping[str, float] = {f"{px:g}": float((error_px <= px).float().mean()) for px in within}
-    return {"points": len(error_px), "median_px": float(error_px.median()) if len(error_px) else float("nan"), "pck": dict(share)}
+    share = {f"{px:g}": float((error_px <= px).float().mean()) for px in within}
+    return {"points": len(error_px), "median_px": float(error_px.quantile(0.5)) if len(error_px) else math.nan, "pck": share}

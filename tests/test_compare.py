@@ -11,7 +11,8 @@ from para_video.rollout import wilson_interval
 from para_video.rows import Rows
 
 TINY = {
-    "steps": 1, "circle_steps": 1, "batch_size": 2, "clips": 4, "held_out": 2, "task": "reach-v3", "demos": 1, "unseen": 1, "copies": 1,
+    "steps": 1, "circle_steps": 1, "batch_size": 2, "clips": 4, "held_out": 2, "task": "reach-v3", "demos": 1,
+    "unseen": 1, "copies": 1,
     "tasks": ("reach-v3",), "scenes": 1, "azimuths": (6.0, 18.0), "points": 20, "size": 48, "repeats": 1,
 }  # fmt: skip
 
