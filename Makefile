@@ -32,6 +32,7 @@ lint: venv  ## style and types
 
 bench: venv  ## speed, as ratios
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/adapters.py
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache runs build *.egg-info

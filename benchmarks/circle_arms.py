@@ -21,9 +21,10 @@ import tyro
 from rich.console import Console
 
 from backbones import shipped_heads
-from finetune.grid import Row, Rows, cell, draw_arms, gain, measure
+from finetune.grid import KEY, cell, draw_arms, gain, measure
 from finetune.robot import RobotConfig
 from para_video.figures import write_table
+from para_video.rows import Row, Rows
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "shipped head": "both"}
@@ -64,7 +65,7 @@ class Config:
 
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table and the picture of all rows."""
-    console, rows = Console(), Rows(config.results, {name: asdict(config)[name] for name in ("steps", "episodes")})
+    console, rows = Console(), Rows(config.results, {name: asdict(config)[name] for name in ("steps", "episodes")}, KEY)
     for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, config.arms):
         starts = {"para": config.circles, "regression": config.regression}
         if arm == "shipped head":

@@ -17,9 +17,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from finetune.grid import Row, Rows, cell, draw_arms, measure
+from finetune.grid import KEY, cell, draw_arms, measure
 from finetune.robot import RobotConfig
 from para_video.figures import write_table
+from para_video.rows import Row, Rows
 
 ROOT = Path(__file__).parent.parent
 STARTS = ("mini-random", "mini-procedural", "mini")
@@ -73,7 +74,7 @@ ARMS = [Arm(*parts) for parts in itertools.product(STARTS, (False, True), (True,
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table and the picture of all rows."""
     console = Console()
-    rows = Rows(config.results, {name: asdict(config)[name] for name in ("video_steps", "steps", "episodes")})
+    rows = Rows(config.results, {name: asdict(config)[name] for name in ("video_steps", "steps", "episodes")}, KEY)
     for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, ARMS):
         run = RobotConfig(
             task=task, demos=demos, seed=seed, backbone=arm.start, init="none", train="heads" if arm.frozen else "joint",

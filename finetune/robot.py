@@ -62,10 +62,9 @@ from para_video.figures import (
     write_report,
 )
 from para_video.heads import ParaHead
-from para_video.heatmap import Bins
-from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy, Schedule
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
-from para_video.readout import ReadoutSpec, one_hot_round_trip
+from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
     Episode,
     ReplanningOracle,
@@ -89,8 +88,6 @@ LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 """Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
 takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
-HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
-"""The height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
 
 @dataclass(frozen=True)
@@ -283,15 +280,6 @@ def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) ->
 
 
 # -------------------------------------------------------------------- policies
-
-
-def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
-    """Height bins around how far the demonstrations go up or down within a chunk."""
-    reach = HEIGHT_MARGIN_M
-    for demo in demos:
-        targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
-        reach = max(reach, HEIGHT_MARGIN_M + float(np.abs(targets[..., 2] - demo.positions[:, None, 2]).max()))
-    return ReadoutSpec(z=Bins(-reach, reach, HEIGHT_BINS), relative=True)
 
 
 def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:

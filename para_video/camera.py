@@ -186,6 +186,20 @@ class Camera:
         origins, directions = self.rays(pixels)
         return origins + distance_m[..., None] * directions
 
+    def lift_at_depth(self, pixels: Tensor, depth_m: Tensor) -> Tensor:
+        """The points seen in pixels at a depth, as depth images give it: what `project` takes apart.
+
+        Args:
+            pixels: (*b, n, 2).
+            depth_m: (*b, n) camera z in metres.
+
+        Returns:
+            (*b, n, 3) world points.
+        """
+        origins, directions = self.rays(pixels)
+        along = (directions * self.world_T_camera[..., None, :3, 2]).sum(-1)
+        return origins + (depth_m / along)[..., None] * directions
+
     # ---------------------------------------------------------------- exact image warps
 
     def warped(self, zoom: Tensor, rotation: Tensor) -> tuple[Camera, Tensor]:

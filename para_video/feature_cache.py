@@ -27,11 +27,13 @@ from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches, augmented
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
-from para_video.training import whole_folder, write_atomically
+from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
 COST_FILE = "cost.json"
 """In a cache: the seconds that it took."""
+SETTINGS = ("tap", "taps", "level", "denoising_steps", "scale")
+"""Attributes by which backbones of the same weights differ in what they give."""
 T = TypeVar("T")
 
 
@@ -127,13 +129,15 @@ class CachedBatches(Dataset):
 @torch.no_grad()
 def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: int) -> Iterator[tuple[VideoFeatures, Batch]]:
     """Features, in bf16, and labels of every step of the demonstrations in one augmented copy."""
+    device = next(policy.parameters()).device
     for first in range(0, len(batches.steps), batch_size):
         batch = batches.gather(batches.steps[first : first + batch_size])
         if batches.augmentation is not None:
             seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
             batch = augmented(batch, batches.augmentation, torch.Generator().manual_seed(seed))
-        with torch.autocast(batch.clip.device.type, torch.bfloat16):
-            features, query = policy.features(batch.clip)
+        with torch.autocast(device.type, torch.bfloat16):
+            features, query = policy.features(batch.clip.to(device))
+        features = to_device(features, torch.device("cpu"))
         nearest, _ = features.nearest(query.times.to(features.times))
         used = torch.cat([nearest, (features.times <= 0).nonzero()[-1]]).unique()  # ACT reads the last observed map too
         maps = features.maps[:, used].bfloat16().contiguous()

@@ -93,6 +93,15 @@ def stride_affine(stride: float, **like) -> Tensor:
     return torch.tensor([[scale, 0.0, shift], [0.0, scale, shift]], **like)
 
 
+def sampled(maps: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear values of maps (n, c, h, w) at fractional cells (n, p, q, 2); beyond the border the border's. (n, c, p, q)."""
+    h, w = maps.shape[-2:]
+    scale = torch.tensor([2 / w, 2 / h]).to(cells)
+    grid = (cells + 0.5) * scale - 1
+    # in float32: a bf16 grid would be off by a tenth of a cell
+    return F.grid_sample(maps.float(), grid.float(), padding_mode="border", align_corners=False).to(maps.dtype)
+
+
 def joined(maps: Sequence[Tensor]) -> Tensor:
     """Maps (b, s, c, h, w) side by side as channels, the coarser ones brought to the finest one's grid."""
     size = max((part.shape[-2:] for part in maps), key=lambda sides: sides[0])

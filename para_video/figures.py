@@ -231,6 +231,25 @@ def side_by_side(
     return np.stack(frames)
 
 
+def matches_picture(first: ArrayLike, second: ArrayLike, pixels: ArrayLike, found: ArrayLike, right: ArrayLike) -> Frame:
+    """Two views side by side, with lines from points of the one to where they were found in the other.
+
+    Args:
+        first, second: (H, W, 3) frames of one size. pixels, found: (n, 2) in each. right: (n,) bool, coloured as successes are.
+    """
+    scale, frames = 3, [upscale(_frame(frame), 3) for frame in (first, second)]
+    image = Image.fromarray(np.concatenate(frames, 1))
+    pen = ImageDraw.Draw(image)
+    across = np.array([frames[0].shape[1], 0])
+    starts, ends = upscale_points(pixels, scale), upscale_points(found, scale) + across
+    for start, end, good in zip(starts, ends, np.asarray(right), strict=True):
+        colour = SUCCESS if good else FAILURE
+        pen.line([*start, *end], fill=colour, width=1)
+        for x, y in (start, end):
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], outline=PAPER, fill=colour)
+    return np.asarray(image)
+
+
 def write_picture(path: str | Path, image: ArrayLike) -> None:
     """Write a PNG of a frame, uint8 (H, W, 3)."""
     Image.fromarray(_frame(image)).save(path)
@@ -310,6 +329,43 @@ def error_curve(
         axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _finish(path, figure, axes, title)
+
+
+def labelled_points(
+    path: str | Path, points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str, title: str = "", log: bool = False,
+    spans: Mapping[str, tuple[float, float]] | None = None,
+) -> None:  # fmt: skip
+    """One point a name; a PNG.
+
+    Args:
+        points: {name: (x, y)}. log: the x axis is logarithmic. spans: {name: (low, high)} intervals of y.
+    """
+    with matplotlib.style.context("default"):
+        figure, axes = _axes(6.4, 4.0)
+        for i, (name, (x, y)) in enumerate(points.items()):
+            low, high = (spans or {}).get(name, (y, y))
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8}
+            axes.errorbar(x, y, [[y - low], [high - y]], label=name, linestyle="", capsize=4, **look)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+        _finish(path, figure, axes, title)
+
+
+def value_grid(
+    path: str | Path, values: ArrayLike, rows: Sequence[str], columns: Sequence[str], *, xlabel: str, ylabel: str, title: str = ""
+) -> None:
+    """Values (rows, columns) as a coloured grid, darker where they are larger, each written into its cell; a PNG."""
+    table = np.asarray(values, dtype=float)
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(1.5 + 1.0 * len(columns), 1.4 + 0.55 * len(rows)), dpi=110, layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(table, cmap="viridis_r", aspect="auto")
+        for (i, j), value in np.ndenumerate(table):
+            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="white")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        figure.colorbar(image)
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def display_name(key: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
 from para_video.camera import Camera
-from para_video.features import VideoFeatures, sinusoid
+from para_video.features import VideoFeatures, sampled, sinusoid
 from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
 from para_video.layers import TokenBlock, places
 from para_video.policy import Actions
@@ -359,7 +359,7 @@ def over_image(features: VideoFeatures, used: Tensor, side: int, size: tuple[int
     pixels = (torch.stack([columns, rows], -1) + 0.5) * step - 0.5
     with torch.autocast(maps.device.type, enabled=False):
         cells = pixels @ affine[:, :2].mT + affine[:, 2]
-    return _sample(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
+    return sampled(maps.flatten(0, 1), cells.expand(maps.shape[0] * maps.shape[1], -1, -1, -1)).unflatten(0, maps.shape[:2])
 
 
 def _both(mask: Tensor, other: Tensor | None) -> Tensor:
@@ -381,12 +381,3 @@ def _at_cells(maps: Tensor, index: Tensor, cells: Tensor) -> Tensor:
     table = maps.movedim(2, -1).flatten(1, 3)
     picked = table.gather(1, corners.flatten(1, 2)[..., None].expand(-1, -1, table.shape[-1])).unflatten(1, corners.shape[1:])
     return (picked.float() * weight[..., None]).sum(-2)
-
-
-def _sample(maps: Tensor, cells: Tensor) -> Tensor:
-    """Bilinear values of maps (n, c, h, w) at fractional cells (n, p, q, 2); beyond the border the border's. (n, c, p, q)."""
-    h, w = maps.shape[-2:]
-    scale = torch.tensor([2 / w, 2 / h]).to(cells)
-    grid = (cells + 0.5) * scale - 1
-    # in float32: a bf16 grid would be off by a tenth of a cell
-    return F.grid_sample(maps.float(), grid.float(), padding_mode="border", align_corners=False).to(maps.dtype)

@@ -7,17 +7,22 @@ declared reference frame. Choose the reference so that usual poses lie far from 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from para_video.camera import Camera
+from para_video.demos import Demo
 from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, pixels_to_cells, window_soft_argmax
-from para_video.policy import Actions
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
+HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
+"""Height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
 
 @dataclass(frozen=True)
@@ -240,3 +245,12 @@ def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tupl
         return spec.raise_pixels(found, z, camera), values
 
     return through
+
+
+def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
+    """Height bins around how far the demonstrations go up or down within a chunk."""
+    reach = HEIGHT_MARGIN_M
+    for demo in demos:
+        targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
+        reach = max(reach, HEIGHT_MARGIN_M + float(np.abs(targets[..., 2] - demo.positions[:, None, 2]).max()))
+    return ReadoutSpec(z=Bins(-reach, reach, HEIGHT_BINS), relative=True)

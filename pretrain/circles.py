@@ -22,14 +22,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 
 from backbones import backbone_options, import_string, shipped_weights, trusted_packages
-from para_video.agent import Batch, VideoPolicy
+from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics
 from para_video.batches import CircleBatches, circle_batch
 from para_video.checkpoint import PolicySpec, initialise, save_policy
-from para_video.circles import CircleVideos, constant_velocity
+from para_video.circles import CircleVideos
 from para_video.figures import (
     draw_points,
     error_curve,
@@ -40,8 +39,7 @@ from para_video.figures import (
     upscale_points,
     write_picture,
 )
-from para_video.heads import ParaHead
-from para_video.heatmap import cells_to_pixels, window_soft_argmax
+from para_video.held_out import circle_errors, find_circles
 from para_video.readout import ReadoutSpec
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
@@ -114,50 +112,6 @@ def circle_policy(config: CirclesConfig, circles: CircleVideos) -> PolicySpec:
         backbone_options=backbone_options(config.backbone, config.backbone_options),
         head_options=options,
     )
-
-
-def held_out_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> dict[str, Tensor]:
-    """What the policy finds on clips of a set that it was not trained on.
-
-    Returns:
-        error and constant_velocity (count, t) pixels, NaN where the circle is not visible (and, for constant velocity, on
-        observed frames); visible (count, t).
-    """
-    errors, guesses, seen = [], [], []
-    for first in tqdm(range(0, count, 32), desc="held-out clips", unit="batch"):
-        batch = circle_batch(circles, range(first, min(first + 32, count)), circles.observed, planar=True)
-        pixels = find_circles(policy, batch)[0]
-        truth, visible = batch.targets.pixels, batch.targets.visible
-        guess = torch.full_like(truth, torch.nan)
-        guess[:, circles.observed :] = constant_velocity(truth[:, : circles.observed], truth.shape[1] - circles.observed)
-        for column, found in ((errors, pixels), (guesses, guess)):
-            column.append((found - truth).norm(dim=-1).masked_fill(~visible, torch.nan))
-        seen.append(visible)
-    return {"error": torch.cat(errors), "constant_velocity": torch.cat(guesses), "visible": torch.cat(seen)}
-
-
-@torch.no_grad()
-def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Pixels (b, t, 2), and PARA's heatmaps (b, t, h, w) of probabilities, at the batch's ascending times; the past is asked for
-    apart, as most training batches ask for the present and the future alone."""
-    device, times, found, size = next(policy.parameters()).device, batch.times, [], tuple(batch.clip.shape[-2:])
-    assert times is not None
-    heatmaps = isinstance(policy.head, ParaHead)
-    with torch.autocast(device.type, torch.bfloat16):
-        for asked in (times[times < 0], times[times >= 0]):
-            if len(asked):
-                features, query = policy.features(batch.clip.to(device), asked.to(device))
-                if heatmaps:
-                    found.append(policy.head(features, times=query.times, size=query.size).heat.float().cpu())
-                else:
-                    assert batch.state is not None
-                    answer = policy.head.predict(features, query, batch.state.to(device))
-                    found.append(batch.state.camera.project(answer.positions.float().cpu())[0])
-    if not heatmaps:
-        return torch.cat(found, 1), None
-    heat = torch.cat(found, 1)
-    grid = heat.shape[-2:]
-    return cells_to_pixels(window_soft_argmax(heat), grid, size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
 
 
 def summarise(errors: dict[str, Tensor], observed: int) -> dict[str, Any]:
@@ -268,7 +222,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     save_policy(policy, spec, out, {"made_by": "pretrain/circles.py", "steps": result.steps, "seed": config.seed})
-    summary = summarise(held_out_errors(policy, unseen, config.held_out), config.observed)
+    summary = summarise(circle_errors(policy, unseen, config.held_out), config.observed)
     if config.policy == "para":
         draw(policy, unseen, out)
     curves = {config.policy: summary["median_error_px"], "constant velocity": summary["constant_velocity_px"]}

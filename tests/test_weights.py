@@ -10,9 +10,9 @@ from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, load_policy
 from para_video.circles import CircleVideos
+from para_video.held_out import circle_errors
 from para_video.motion import MotionVideos
 from para_video.readout import ReadoutSpec
-from pretrain.circles import held_out_errors
 
 SHIPPED = [name for name, entry in CATALOGUE.items() if entry.weights]
 
@@ -46,7 +46,7 @@ def test_shipped_heads_find_circles_on_the_shipped_model() -> None:
     policy, _ = load_policy(folder)
     shipped = build_backbone("mini").state_dict()
     assert all(torch.equal(value, shipped[name]) for name, value in policy.backbone.state_dict().items())
-    error = held_out_errors(policy, CircleVideos(seed=12_345), 16)["error"]
+    error = circle_errors(policy, CircleVideos(seed=12_345), 16)["error"]
     assert error[:, :4].nanmedian() < 3
 
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ METRES_PER_COMMAND = 0.01
 """How far a command of 1 moves the commanded hand in one control step."""
 
 _FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos")
+_SCENERY = ("world", "tablelink", "RetainingWall")
+"""Bodies that stand around in (nearly) every task: floor, table and the wall behind it."""
 _FIELDS_OF_LOOKS = ("mat_rgba", "geom_rgba", "light_pos", "light_diffuse")
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
@@ -272,20 +274,29 @@ class MetaWorldEnv:
 
     def depth(self) -> np.ndarray:
         """(H, W) float32 metres along the view axis to what each pixel shows; to measure with, policies do not get it."""
-        return self._rendered(depth=True).copy()
+        return self._rendered("depth").copy()
 
-    def _rendered(self, depth: bool = False) -> np.ndarray:
+    def foreground(self) -> np.ndarray:
+        """(H, W) bool: the pixel shows the robot, an object or a marker, not table, wall, floor or sky; to measure with."""
+        number, kind = np.moveaxis(self._rendered("segmentation"), -1, 0)
+        model = self._env.model
+        around = [i for i in range(model.nbody) if model.body(i).name in _SCENERY]
+        scenery = np.isin(model.body_rootid[model.geom_bodyid], around)
+        geom = kind == mujoco.mjtObj.mjOBJ_GEOM
+        return np.where(geom, ~scenery[np.where(geom, number, 0)], kind >= 0)
+
+    def _rendered(self, what: Literal["colours", "depth", "segmentation"] = "colours") -> np.ndarray:
         renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
         renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = self.shadows
-        if not depth:
+        if what == "colours":
             return renderer.render()
-        renderer.enable_depth_rendering()
+        getattr(renderer, f"enable_{what}_rendering")()
         try:
             return renderer.render()
         finally:
-            renderer.disable_depth_rendering()
+            getattr(renderer, f"disable_{what}_rendering")()
 
 
 class MetaWorldServo:
