@@ -22,6 +22,7 @@ from para_video.motion import MotionVideos
 from para_video.readout import ReadoutSpec
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.metaworld_clips import ClipPlan, record_clips
+from para_video.sims.shifts import Shift
 from para_video.video import write_video
 from pretrain import circles, video
 
@@ -174,8 +175,9 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
     assert again["policies"] == summary["policies"]
     with pytest.raises(ValueError, match="other settings.*demos was 2 and is 3"):
         robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "demos": 3}))
-    fewer = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18"}))
-    assert list(fewer["policies"]["act"]["cells"]) == ["azimuth+18"]
+    other = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18", "shifts": "look=1,latency=2"}))
+    assert list(other["policies"]["act"]["cells"]) == ["azimuth+18", "look=1,latency=2"]
+    assert other["policies"]["act"]["cells"]["azimuth+18"] == summary["policies"]["act"]["cells"]["azimuth+18"]
 
 
 @pytest.mark.parametrize("train", ["heads", "joint"])
@@ -215,6 +217,7 @@ def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
         ({"azimuths": "0;18"}, "azimuths must be numbers"),
         ({"demos": 0}, "at least 1"),
         ({"azimuths": "nan"}, "azimuths must be numbers"),
+        ({"shifts": "look=1; colour=2"}, "unknown shift 'colour'"),
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -251,7 +254,9 @@ def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change,
 
 
 def test_azimuths_name_their_cells():
-    assert robot.RobotConfig(azimuths="0,18,-6").offsets == {"same": 0.0, "azimuth+18": 18.0, "azimuth-6": -6.0}
+    views = robot.RobotConfig(azimuths="0,18,-6", shifts="look=2; azimuth=18; azimuth=4,noise=0.05").views
+    assert list(views) == ["same", "azimuth+18", "azimuth-6", "look=2", "azimuth=4,noise=0.05"]
+    assert views["azimuth-6"] == Shift(azimuth=-6) and views["look=2"] == Shift(look=2)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.name)
