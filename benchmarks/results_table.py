@@ -7,6 +7,7 @@ python benchmarks/results_table.py --collect runs/robot runs/circles   # take in
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def robot_table(summary: dict[str, Any]) -> str:
     """One row per policy, then what bounds them."""
     config, versions = summary["config"], summary["versions"]
     views = list(next(iter(summary["policies"].values()))["cells"])
-    turned = [f"{view.removeprefix('azimuth')} degrees" for view in views[1:]]
+    turned = [re.sub(r"^azimuth([+-].*)", r"\1 degrees", view) for view in views[1:]]
     names = ["policy", "same view", *turned, "held, same view", "training s", "ms a decision"]
     lines = [_row(names), _row(["---"] * len(names))]
     for name, policy in summary["policies"].items():

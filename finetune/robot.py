@@ -4,7 +4,7 @@
     python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # a minute, to look around
 
 Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same initial weights with the same
-budget, and lets each act in simulation: on the training camera's view, and on views turned around the table. What bounds the
+budget, and lets each act in simulation: in the training setting, on views turned around the table, under any shift. What bounds the
 figures is measured too: the expert, the read-out oracle (the expert's future through PARA's read-out, re-planned as a policy
 re-plans) and a blind replay of a demonstration.
 """
@@ -76,7 +76,8 @@ from para_video.rollout import (
     rollout,
 )
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
-from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
+from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
+from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
 
@@ -134,6 +135,13 @@ class RobotConfig:
     """Episodes of each policy on each view; the seeds are the same for all."""
     azimuths: str = "0,18"
     """Comma-separated camera azimuths to evaluate at, in degrees from the training camera; negative ones turn the other way."""
+    shifts: str = ""
+    """More shifts to evaluate under, separated by semicolons, such as "look=1; distractors=3; azimuth=-18,noise=0.05". Parts:
+    azimuth, elevation, distance, roll, look, distractors, workspace, noise, blur, latency, state_latency, calibration_deg,
+    calibration_px; see para_video.sims.shifts.Shift."""
+    workspace: Literal["left", "right", "near", "far"] | None = None
+    """Half of the workspace that is trained and evaluated on, where a shift does not name another; default all of it. Best with
+    --widen."""
     context: int = 1
     """Frames that a policy sees."""
     size: int = 128
@@ -151,8 +159,8 @@ class RobotConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/robot, runs/robot-2, ..."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out, with the same options: finished trainings and cells are kept. Policies, azimuths and
-    episodes may change."""
+    """Go on with an interrupted run in --out, with the same options: finished trainings and cells are kept. Policies, azimuths,
+    shifts and episodes may change."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.policy_names if name not in HEADS]
@@ -173,7 +181,7 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
-        self.offsets, self.options  # noqa: B018 - to parse them at once
+        self.views, self.options  # noqa: B018 - to parse them at once
 
     @property
     def policy_names(self) -> list[str]:
@@ -203,21 +211,27 @@ class RobotConfig:
                 console.print(f"{name} starts from {folder}: {{}} of {{}} tensors".format(*initialise(module, folder, part=taken)))
 
     @property
-    def offsets(self) -> dict[str, float]:
-        """Azimuth offsets in degrees by the name of their cell."""
+    def views(self) -> dict[str, Shift]:
+        """What is evaluated under, by the name of its cell."""
         try:
-            numbers = [float(part) for part in self.azimuths.split(",")]
+            turned = [Shift(azimuth=float(part)) for part in self.azimuths.split(",")]
         except ValueError as error:
-            raise ValueError(f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r}") from error
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r}")
-        return {"same" if number == 0 else f"azimuth{number:+g}": number for number in numbers}
+            raise ValueError(
+                f"azimuths must be numbers separated by commas, such as 0,18; got {self.azimuths!r} ({error})"
+            ) from error
+        return {cell_name(shift): shift for shift in [*turned, *parse_shifts(self.shifts)]}
 
-    def env(self, offset: float = 0.0) -> MetaWorldEnv:
-        """The task seen from the training camera, turned by an azimuth offset in degrees."""
-        camera = CameraPlacement()
-        camera = replace(camera, azimuth_deg=camera.azimuth_deg + offset)
-        return MetaWorldEnv(self.task, camera=camera, size=self.size, shadows=self.shadows, widen=self.widen)
+    def env(self, shift: Shift = NO_SHIFT) -> ShiftedEnv:
+        """The task in the training setting, or under a shift from there."""
+        half = replace(shift, workspace=shift.workspace or self.workspace or "")
+        return ShiftedEnv(self.task, half, size=self.size, shadows=self.shadows, widen=self.widen)
+
+
+def cell_name(shift: Shift) -> str:
+    """`same` without a shift, `azimuth+18` of a camera that is turned only, else the shift as text."""
+    if shift == NO_SHIFT:
+        return "same"
+    return f"azimuth{shift.azimuth:+g}" if shift == Shift(azimuth=shift.azimuth) else str(shift)
 
 
 # -------------------------------------------------------------------- demonstrations and what bounds the figures
@@ -420,14 +434,14 @@ def evaluate_policy(
     seeds = seeds or evaluation_seeds(config.episodes)
     path = folder / "cells.json"
     cells: dict[str, Any] = json.loads(path.read_text()) if config.resume and path.is_file() else {}
-    for view, offset in config.offsets.items():
+    for view, shift in config.views.items():
         if view in cells and cells[view]["episodes"] == config.episodes:
             continue
-        with config.env(offset) as env:
+        with config.env(shift) as env:
             run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
             cells[view] = _measured(run, seeds, f"{name} {view}")
         write_atomically(path, json.dumps(cells).encode())
-    return {view: cells[view] for view in config.offsets}
+    return {view: cells[view] for view in config.views}
 
 
 # -------------------------------------------------------------------- pictures
@@ -450,9 +464,9 @@ class FilmedEnv:
         return result
 
 
-def film(name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int, offset: float) -> tuple[np.ndarray, bool]:
+def film(name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int, shift: Shift) -> tuple[np.ndarray, bool]:
     """A rollout's frames (t, H, W, 3) uint8, and whether it succeeded."""
-    with config.env(offset) as env:
+    with config.env(shift) as env:
         filmed = FilmedEnv(env)
         episode = rollout(filmed, actor(name, policy), MetaWorldServo(), seed, context=config.context, horizon=horizon)
         return np.stack(filmed.frames), episode.succeeded
@@ -499,8 +513,8 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
         media.append(("Where next?", f"PARA's heatmaps at each decision of episode {seed}.", out / "heatmaps.mp4"))
         for other in [name for name in trained if name != "para"][:1]:
             seed = _telling_seed(summary["policies"], "para", other)
-            view, offset = next(iter(config.offsets.items()))
-            clips, won = zip(*(film(name, trained[name], config, seed, horizon, offset) for name in ("para", other)), strict=True)
+            view, shift = next(iter(config.views.items()))
+            clips, won = zip(*(film(name, trained[name], config, seed, horizon, shift) for name in ("para", other)), strict=True)
             write_video(out / "side_by_side.mp4", side_by_side(*clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
             media.append((f"PARA and {other}", told, out / "side_by_side.mp4"))
@@ -557,10 +571,12 @@ def main(config: RobotConfig) -> dict[str, Any]:
     begun, console = time.perf_counter(), Console()
     accelerator = make_accelerator("bf16")
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
-    same_settings(out, config, free=("out", "resume", "policies", "azimuths", "episodes"), accelerator=accelerator)
+    same_settings(out, config, free=("out", "resume", "policies", "azimuths", "shifts", "episodes"), accelerator=accelerator)
     starts = [folder for folder in (shipped_weights(config.backbone), config.init_folder) if folder is not None]
     for folder in starts:
         read_weights(folder)  # what is wrong with them is told before anything is recorded
+    for shift in config.views.values():
+        config.env(shift).close()  # and whether the task has such a workspace
     if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
     first: VideoBackbone | None = first_backbone(config, accelerator.device)

@@ -6,6 +6,7 @@ The camera frame is x right, y down, z forward. Lengths are metres. All function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -293,3 +294,10 @@ def orbit(azimuth_deg: float, elevation_deg: float, distance_m: float, target: S
     forward = torch.stack([elevation.cos() * azimuth.cos(), elevation.cos() * azimuth.sin(), elevation.sin()])
     centre = torch.tensor(list(target), dtype=torch.float64)
     return look_at(centre - distance_m * forward, centre)
+
+
+def rotation_about(axis: Sequence[float], angle_deg: float) -> Tensor:
+    """The rotation about an axis (x, y, z) of any length by an angle, anticlockwise seen from its tip: (3, 3) float64."""
+    x, y, z = torch.nn.functional.normalize(torch.tensor(list(axis), dtype=torch.float64), dim=0).tolist()
+    generator = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]], dtype=torch.float64)
+    return torch.linalg.matrix_exp(math.radians(angle_deg) * generator)

@@ -32,8 +32,6 @@ from para_video.training import to_device, whole_folder, write_atomically
 FORMAT = 2
 COST_FILE = "cost.json"
 """In a cache: the seconds that it took."""
-SETTINGS = ("tap", "taps", "level", "denoising_steps", "scale")
-"""Attributes by which backbones of the same weights differ in what they give."""
 T = TypeVar("T")
 
 

@@ -196,7 +196,7 @@ def heatmap_strip(
                 place = upscale_points(np.asarray(marks)[i], factor)
                 panel = draw_points(panel, place, style=style, radius=radius, colours=[ink])
         panels.append(panel if labels is None else np.concatenate([_bar(labels[i], panel.shape[1]), panel]))
-    return _grid(panels, columns or min(n, 6))
+    return panel_grid(panels, columns or min(n, 6))
 
 
 def side_by_side(
@@ -227,7 +227,7 @@ def side_by_side(
             words, colour = (("✓ success", SUCCESS) if success else ("✗ failed", FAILURE)) if ended else ("", BAND)
             bars = _bar(title, panel.shape[1]), _bar(words, panel.shape[1], colour)
             panels.append(np.concatenate([bars[0], panel, bars[1]]))
-        frames.append(_even(_grid(panels, 2, gap=6)))
+        frames.append(_even(panel_grid(panels, 2, gap=6)))
     return np.stack(frames)
 
 
@@ -651,7 +651,7 @@ def _bar(text: str, width: int, background: Colour = BAND) -> Frame:
     return _write(np.full((_band_height(width), width, 3), background, np.uint8), text)
 
 
-def _grid(panels: Sequence[Frame], columns: int, gap: int = 4) -> Frame:
+def panel_grid(panels: Sequence[Frame], columns: int, gap: int = 4) -> Frame:
     """Equal panels in rows of `columns` on white, with gaps between them."""
     height, width = panels[0].shape[:2]
     rows = math.ceil(len(panels) / columns)

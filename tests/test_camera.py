@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from para_video.camera import Camera, look_at, orbit
+from para_video.camera import Camera, look_at, orbit, rotation_about
 
 
 def tensor(values) -> Tensor:
@@ -283,6 +283,12 @@ def test_impossible_cameras_are_refused_with_a_remedy(down: Camera) -> None:
         Camera(torch.diag(tensor([-50, 50, 1])), pose)
     with pytest.raises(ValueError, match=r"got \(3, 3\) and \(2, 4, 4\)"):
         Camera(K, pose.expand(2, 4, 4))
+
+
+def test_rotations_turn_anticlockwise_about_their_axis() -> None:
+    torch.testing.assert_close(rotation_about((0, 0, 2), 90) @ tensor([1, 0, 3]), tensor([0, 1, 3]))
+    torch.testing.assert_close(rotation_about((1, 1, 1), 120) @ tensor([1, 2, 3]), tensor([3, 1, 2]))
+    assert torch.equal(rotation_about((1, 2, 3), 0), torch.eye(3, dtype=torch.float64))
 
 
 def test_impossible_views_are_refused_with_a_remedy() -> None:

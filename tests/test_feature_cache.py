@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
+from backbones import build_backbone
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation, DemoBatches
 from para_video.camera import Camera, orbit
@@ -15,7 +17,8 @@ from para_video.demos import Demo
 from para_video.feature_cache import CachedBatches, cache_features, cache_key
 from para_video.heatmap import Bins
 from para_video.readout import ReadoutSpec
-from para_video.training import FitConfig, fit
+from para_video.training import STATE_FILE, FitConfig, fit
+from tests.tiny_models import TINY, saved
 
 
 def demo(seed: int, steps: int = 11) -> Demo:
@@ -97,6 +100,20 @@ def test_a_key_differs_whenever_the_features_would():
     assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1, 32) == keys[0]
 
 
+def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():
+    def key(name: str, **options) -> str:
+        backbone = build_backbone(name, source=str(saved(name)), **{**TINY[name].options, **options})
+        return cache_key(VideoPolicy(backbone, torch.nn.Identity(), (1.0,), frozen=True), make_batches(), 1, 32)
+
+    layers = [f"encoder.layer.{i}" for i in range(3)]
+    keys = [
+        *(key("dinov2", **options) for options in ({}, {"scale": 2.0}, {"dtype": "bfloat16"})),
+        *(key("dinov2", taps=[layers[i], layers[2]]) for i in (0, 1)),
+        *(key("svd", **options) for options in ({}, {"level": 2.0}, {"level": 2.0, "denoising_steps": 2}, {"fps": 9})),
+    ]
+    assert len(set(keys)) == len(keys) and key("svd") == keys[5]
+
+
 def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, f"cannot write {path}")
@@ -123,7 +140,10 @@ def test_a_head_learns_from_the_cache_and_the_backbone_stays(tmp_path):
         policy,
         lambda seed, rank, processes: CachedBatches(folder, batches[0], batch_size=4, seed=seed, rank=rank),
         FitConfig(80, 1e-2, warmup=5, ema=0.9),
+        folder=tmp_path,
     )
+    with safe_open(str(tmp_path / STATE_FILE), "pt") as state:
+        assert not [name for name in state.keys() if "backbone." in name]  # noqa: SIM118
     assert result.losses[-1]["heat"] < 0.9 * result.losses[0]["heat"]
     assert all(torch.equal(value, before[name]) for name, value in policy.backbone.state_dict().items())
 

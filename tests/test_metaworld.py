@@ -80,7 +80,8 @@ def test_there_are_fifty_tasks() -> None:
 
 
 @pytest.mark.parametrize(
-    "placement", [CameraPlacement(), CameraPlacement(azimuth_deg=153, elevation_deg=-25, fovy_deg=30, target=(0.05, 0.7, 0.1))]
+    "placement",
+    [CameraPlacement(), CameraPlacement(azimuth_deg=153, elevation_deg=-25, fovy_deg=30, target=(0.05, 0.7, 0.1), roll_deg=25)],
 )
 def test_the_camera_projects_markers_to_where_they_are_rendered(placement: CameraPlacement) -> None:
     with MetaWorldEnv("reach-v3", camera=placement, size=240) as env:
@@ -105,6 +106,13 @@ def test_the_camera_projects_markers_to_where_they_are_rendered(placement: Camer
         assert len(errors) > 10
         assert np.median(surfaces) == pytest.approx(0.02, abs=0.002), "the sphere's front is one radius nearer than its centre"
         assert np.median(errors, axis=0) == pytest.approx([0, 0], abs=0.1), "half a pixel is the usual mistake"
+
+
+def test_roll_turns_the_picture_anticlockwise_about_its_middle() -> None:
+    level, rolled = CameraPlacement(), CameraPlacement(roll_deg=90)
+    above = torch.tensor([[*level.target[:2], level.target[2] + 0.1]])
+    (x, y), (turned_x, turned_y) = (p.camera(101).project(above)[0][0].tolist() for p in (level, rolled))
+    assert y < 45 and (turned_x - 50, turned_y - 50) == pytest.approx((y - 50, 50 - x), abs=1e-3)
 
 
 def test_the_observation_is_what_the_protocol_says() -> None:

@@ -22,8 +22,10 @@ from para_video.motion import MotionVideos
 from para_video.readout import ReadoutSpec
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.metaworld_clips import ClipPlan, record_clips
+from para_video.sims.shifts import Shift
 from para_video.video import write_video
 from pretrain import circles, video
+from tests.tiny_models import TINY, saved
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,8 +176,9 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
     assert again["policies"] == summary["policies"]
     with pytest.raises(ValueError, match="other settings.*demos was 2 and is 3"):
         robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "demos": 3}))
-    fewer = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18"}))
-    assert list(fewer["policies"]["act"]["cells"]) == ["azimuth+18"]
+    other = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18", "shifts": "look=1,latency=2"}))
+    assert list(other["policies"]["act"]["cells"]) == ["azimuth+18", "look=1,latency=2"]
+    assert other["policies"]["act"]["cells"]["azimuth+18"] == summary["policies"]["act"]["cells"]["azimuth+18"]
 
 
 @pytest.mark.parametrize("train", ["heads", "joint"])
@@ -196,6 +199,79 @@ def test_a_tuned_video_model_is_frozen_or_learns_on_beside_the_head(train, own_v
     assert bool(list((tmp_path / "cache").glob("features/*/copy_000.safetensors"))) == (train == "heads")
 
 
+LOADED = {"task": "reach-v3", "demos": 1, "steps": 2, "batch_size": 2, "episodes": 1, "azimuths": "0", "size": 64, "spread_over": 0}
+
+
+def tiny_options(name: str, **options) -> dict[str, str]:
+    """Of RobotConfig or CirclesConfig, for the tiny model of a name."""
+    given = {"source": str(saved(name)), **TINY[name].options, **options}
+    return {"backbone": name, "backbone_options": json.dumps(given)}
+
+
+def test_heads_learn_on_a_frozen_loaded_model_which_all_policies_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(robot, "draw", lambda *_: None)
+    built, build = [], robot.build_backbone
+    monkeypatch.setattr(robot, "build_backbone", lambda *args, **options: built.append(build(*args, **options)) or built[-1])
+    config = robot.RobotConfig(
+        **LOADED, **tiny_options("dinov2"), policies="para,regression", train="heads", copies=1, out=tmp_path / "run"
+    )
+    summary = robot.main(config)
+    assert len(built) == 1 and len(list((tmp_path / "cache" / "features").iterdir())) == 1
+    for name in ("para", "regression"):
+        assert not [key for key in read_weights(tmp_path / "run" / name) if key.startswith("backbone.")]
+        assert load_policy(tmp_path / "run" / name)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    again = robot.main(replace(config, resume=True))
+    assert len(built) == 2 and again["policies"] == summary["policies"]
+
+
+def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path, monkeypatch):
+    """The autoencoder's latents cover four frames: six targets take eight of them."""
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(robot, "draw", lambda *_: None)
+    options = tiny_options("wan2.1-i2v-14b", lora_rank=2, max_horizon=8)
+    robot.main(robot.RobotConfig(**LOADED, **options, policies="para", train="joint", video_steps=1, out=tmp_path / "run"))
+    for name in ("video", "para"):
+        stored = [key for key in read_weights(tmp_path / "run" / name) if key.startswith("backbone.")]
+        assert stored and all("lora_" in key for key in stored)
+    tuned, trained = (read_weights(tmp_path / "run" / name) for name in ("video", "para"))
+    assert any(not torch.equal(value, trained[key]) for key, value in tuned.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("svd", {"size": 100}, "multiples of 64 px, got 100: pass --size 128"),
+        ("dinov2", {"context": 3}, "refuses: 3 observed frames; this backbone takes 1 to 2"),
+        ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
+        ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
+        ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
+        ("dinov2", {"backbone_options": '{"source": "nowhere/at-all"}'}, "nowhere/at-all"),
+        ("dinov2", {"backbone_options": '{"tap": 3}'}, "cannot be built with the options .*'tap'"),
+    ],
+)
+def test_what_a_loaded_model_refuses_is_told_before_anything_is_recorded(name, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = robot.RobotConfig(**{**LOADED, **tiny_options(name), **options, "out": tmp_path / "run"})
+    if "tap" in config.backbone_options:
+        config = replace(config, backbone_options=tiny_options(name, tap=3)["backbone_options"])
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
+        robot.main(config)
+    assert "\n" not in str(told.value)
+
+
+def test_circles_are_found_on_a_frozen_loaded_model(tmp_path):
+    out = tmp_path / "run"
+    config = circles.CirclesConfig(
+        out=out, steps=2, batch_size=2, size=64, held_out=8, train="heads", **tiny_options("dinov2", max_context=4)
+    )
+    circles.main(config)
+    assert not [key for key in read_weights(out) if key.startswith("backbone.")]
+    with pytest.raises(ValueError, match="refuses: 4 observed frames"):
+        circles.main(replace(config, out=tmp_path / "other", **tiny_options("dinov2")))
+
+
 def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
     monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
     config = robot.RobotConfig(task="reach-v3", size=64)
@@ -213,8 +289,11 @@ def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
     [
         ({"policies": "para,pra"}, "unknown policies.*pra.*choose from"),
         ({"azimuths": "0;18"}, "azimuths must be numbers"),
+        ({"backbone_options": "scale=2"}, "options of a backbone are a JSON object"),
+        ({"backbone": "minni"}, "unknown backbone 'minni'"),
         ({"demos": 0}, "at least 1"),
         ({"azimuths": "nan"}, "azimuths must be numbers"),
+        ({"shifts": "look=1; colour=2"}, "unknown shift 'colour'"),
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -251,7 +330,9 @@ def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change,
 
 
 def test_azimuths_name_their_cells():
-    assert robot.RobotConfig(azimuths="0,18,-6").offsets == {"same": 0.0, "azimuth+18": 18.0, "azimuth-6": -6.0}
+    views = robot.RobotConfig(azimuths="0,18,-6", shifts="look=2; azimuth=18; azimuth=4,noise=0.05").views
+    assert list(views) == ["same", "azimuth+18", "azimuth-6", "look=2", "azimuth=4,noise=0.05"]
+    assert views["azimuth-6"] == Shift(azimuth=-6) and views["look=2"] == Shift(look=2)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.name)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from para_video.camera import Camera, orbit
+from para_video.camera import Camera, orbit, rotation_about
 from para_video.policy import Observation, StepResult, View
 
 
@@ -54,7 +54,7 @@ TASKS: tuple[str, ...] = tuple(sorted(ALL_V3_ENVIRONMENTS))
 METRES_PER_COMMAND = 0.01
 """How far a command of 1 moves the commanded hand in one control step."""
 
-_FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos")
+_FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos", "geom_rgba")
 _SCENERY = ("world", "tablelink", "RetainingWall")
 """Bodies that stand around in (nearly) every task: floor, table and the wall behind it."""
 _FIELDS_OF_LOOKS = ("mat_rgba", "geom_rgba", "light_pos", "light_diffuse")
@@ -68,7 +68,7 @@ class CameraPlacement:
     Args:
         azimuth_deg: direction of view in the ground plane, anticlockwise from +x. elevation_deg: of the view direction;
             negative looks down. distance_m: from camera to target. target: (x, y, z) metres, world frame.
-        fovy_deg: vertical field of view.
+        fovy_deg: vertical field of view. roll_deg: about the view direction; positive turns the picture anticlockwise.
     """
 
     azimuth_deg: float = 135.0
@@ -76,10 +76,12 @@ class CameraPlacement:
     distance_m: float = 1.15
     target: tuple[float, float, float] = (0.0, 0.65, 0.08)
     fovy_deg: float = 45.0
+    roll_deg: float = 0.0
 
     def camera(self, size: int) -> Camera:
         """The calibrated camera of a square image of `size` pixels, float32."""
         pose = orbit(self.azimuth_deg, self.elevation_deg, self.distance_m, self.target)
+        pose[:3, :3] = pose[:3, :3] @ rotation_about((0, 0, 1), self.roll_deg)
         return Camera.from_fov(self.fovy_deg, (size, size), pose).to(torch.float32)
 
 
@@ -130,12 +132,16 @@ class MetaWorldEnv:
         self.camera = camera.camera(size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gymnasium's remarks on float precision
-            self._env = _observable(ALL_V3_ENVIRONMENTS[task])
+            self._env = _observable(self._task_class())
         self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
         self._looks = {name: getattr(self._env.model, name).copy() for name in _FIELDS_OF_LOOKS}
         self._expert = ENV_POLICY_MAP[task]()  # type: ignore[abstract]  # its entries are concrete; their inferred join is not
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
+
+    def _task_class(self) -> type:
+        """Meta-World's own environment; a simulator with more in its scene derives one from it."""
+        return ALL_V3_ENVIRONMENTS[self.task]
 
     def __enter__(self) -> MetaWorldEnv:
         return self
@@ -146,10 +152,12 @@ class MetaWorldEnv:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything about this simulator that changes a recorded byte, as JSON values."""
+        # A camera without roll is told as it was before there was roll, so that what was recorded then is still found.
+        camera = {name: value for name, value in asdict(self.placement).items() if name != "roll_deg" or value}
         return {
             "simulator": "metaworld",
             "task": self.task,
-            "camera": asdict(self.placement),
+            "camera": camera,
             "size": self.size,
             "shadows": self.shadows,
             "widen": self.widen,
@@ -288,6 +296,9 @@ class MetaWorldEnv:
     def _rendered(self, what: Literal["colours", "depth", "segmentation"] = "colours") -> np.ndarray:
         renderer = self._renderer = self._renderer or _renderer(self._env.model, self.placement.fovy_deg, self.size, self.shadows)
         renderer.update_scene(self._env.data, camera=_free_camera(self.placement))
+        if self.placement.roll_deg:  # which MuJoCo's free camera does not have
+            for eye in renderer.scene.camera:
+                eye.up[:] = -self.placement.camera(self.size).world_T_camera[:3, 1].numpy()
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = self.shadows
         if what == "colours":
