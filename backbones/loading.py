@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from torch import nn
+from transformers import AutoModel
 from transformers.utils import cached_file
 
 P = TypeVar("P")
@@ -70,7 +71,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
-    if issubclass(kind, nn.Module):
+    if issubclass(kind, (nn.Module, AutoModel)):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
         _check_vocabulary(kind, source, subfolder)

@@ -128,7 +128,10 @@ def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
 def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
     """Write a policy; notes (JSON values) say where it comes from. Each file is replaced whole or not at all."""
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
-    config = {"format": FORMAT, "policy": _plain(spec), "origin": _fingerprint(policy.backbone), "notes": dict(notes or {})}
+    config = {
+        "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": _fingerprint(policy.backbone),
+        "notes": dict(notes or {}),
+    }  # fmt: skip
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -145,9 +148,9 @@ def load_policy(
         ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights are not
             those that the policy was trained on.
     """
-    spec, fingerprint = _read_config(folder)
+    spec, fingerprint, frozen = _read_config(folder)
     weights = read_weights(folder)
-    policy = spec.build(trusted=trusted, backbone=backbone)
+    policy = spec.build(trusted=trusted, frozen=frozen, backbone=backbone)
     if (found := _fingerprint(policy.backbone)) != fingerprint:
         raise ValueError(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
@@ -193,8 +196,8 @@ def _load_all(
     module.load_state_dict(weights, strict=False)
 
 
-def _read_config(folder: Path) -> tuple[PolicySpec, str | None]:
-    """What a policy is built from, and the fingerprint of its backbone's source."""
+def _read_config(folder: Path) -> tuple[PolicySpec, str | None, bool]:
+    """What a policy is built from, the fingerprint of its backbone's source, and whether the backbone was frozen."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
@@ -207,7 +210,7 @@ def _read_config(folder: Path) -> tuple[PolicySpec, str | None]:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not isinstance(spec, PolicySpec):
         raise ValueError(f"{path} describes no policy")
-    return spec, config.get("origin")
+    return spec, config.get("origin"), config.get("frozen", False)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

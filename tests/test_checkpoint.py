@@ -157,7 +157,7 @@ def test_a_policy_on_a_loaded_model_is_stored_as_what_was_trained_and_comes_back
     stored = {key.removeprefix("backbone.") for key in read_weights(tmp_path) if key.startswith("backbone.")}
     assert stored == learns and bool(learns) == (not frozen or "lora_rank" in spec.backbone_options)
     again, _ = load_policy(tmp_path)
-    assert torch.equal(heat(again), heat(policy))
+    torch.testing.assert_close(heat(again), heat(policy))
 
 
 def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed(tmp_path):
@@ -172,7 +172,7 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
         load_policy(tmp_path / "policy")
     assert "\n" not in str(told.value)
     moved = build_backbone("dinov2", source=str(saved("dinov2")), **TINY["dinov2"].options)
-    assert torch.equal(heat(load_policy(tmp_path / "policy", backbone=moved)[0]), heat(policy))
+    torch.testing.assert_close(heat(load_policy(tmp_path / "policy", backbone=moved)[0]), heat(policy))
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="has no usable AutoModel; it is no local folder|cannot be reached"):
         load_policy(tmp_path / "policy")
@@ -185,7 +185,7 @@ def test_a_tuned_backbone_is_stored_without_what_it_has_from_its_source(tmp_path
     assert all("lora_" in name for name in read_weights(tmp_path))
     initialise(other, tmp_path, part="backbone")
     other.head.load_state_dict(tuned.head.state_dict())
-    assert torch.equal(heat(other), heat(tuned))
+    torch.testing.assert_close(heat(other), heat(tuned))  # sums may differ in their order
 
 
 def test_heads_start_alike_whether_or_not_they_share_a_backbone():
@@ -197,20 +197,13 @@ def test_heads_start_alike_whether_or_not_they_share_a_backbone():
     assert second.backbone is first.backbone and torch.equal(heat(first), heat(second))
 
 
-@pytest.mark.parametrize("name", ["svd", "vivit"])
-def test_a_model_is_loaded_alike_whatever_the_random_state(name, tmp_path):
-    """What a source has no weights for, and maps do not need, is the same too."""
-    shutil.copytree(saved(name), tmp_path / name)
-    for path in (tmp_path / name).glob("model.safetensors"):
-        weights = load_file(path)
-        kept = {key: value for key, value in weights.items() if not key.startswith("pooler")}
-        assert len(kept) < len(weights)
-        save_file(kept, path, {"format": "pt"})
+def test_a_model_is_loaded_alike_whatever_the_random_state():
+    """Its source has no weights for the pooler, which maps do not need."""
     origins = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        origins.append(build_backbone(name, source=str(tmp_path / name), **TINY[name].options).origin)
-    assert origins[0] == origins[1]
+        origins.append(build_backbone("vivit", source=str(saved("vivit"))).origin)
+    assert origins[0] == origins[1] and any("pooler" in name for name in origins[0])
 
 
 @pytest.mark.parametrize(
