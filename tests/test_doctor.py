@@ -1,0 +1,116 @@
+"""The doctor: a clean set passes, and each way to corrupt it is caught by the check that is about it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos, save_demos
+from para_video.doctor import DoctorConfig, check_demos, check_env, main
+from para_video.sims.metaworld import MetaWorldEnv
+
+
+@pytest.fixture(scope="module")
+def clean() -> DemoSet:
+    with MetaWorldEnv("pick-place-v3", size=64) as env:
+        return record_demos(env, Plan(3))
+
+
+def verdicts(demos: tuple[Demo, ...]) -> dict[str, str]:
+    return {check.name: check.verdict for check in check_demos(demos)}
+
+
+def test_a_clean_set_passes(clean: DemoSet) -> None:
+    assert set(verdicts(clean.demos).values()) == {"ok"}
+
+
+def with_images(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Demo], Demo]:
+    return lambda demo: replace(demo, frames=np.ascontiguousarray(change(demo.frames)))
+
+
+def delayed(frames: np.ndarray, by: int) -> np.ndarray:
+    return frames[np.clip(np.arange(len(frames)) - by, 0, len(frames) - 1)]
+
+
+def stuck(frames: np.ndarray) -> np.ndarray:
+    return np.concatenate([frames[:10], np.repeat(frames[10:11], 12, axis=0), frames[22:]])
+
+
+def turned_camera(degrees: float, axis: int) -> Callable[[Demo], Demo]:
+    """The camera turned about its own x (0) or y (1) axis."""
+    angle = torch.zeros(3)
+    angle[axis] = np.deg2rad(degrees)
+    skew = torch.tensor([[0, -angle[2], angle[1]], [angle[2], 0, -angle[0]], [-angle[1], angle[0], 0]])
+    turn = torch.eye(4)
+    turn[:3, :3] = torch.linalg.matrix_exp(skew)
+    return lambda demo: replace(demo, camera=replace(demo.camera, world_T_camera=demo.camera.world_T_camera @ turn))
+
+
+def with_nan(demo: Demo) -> Demo:
+    positions = demo.positions.copy()
+    positions[5, 1] = np.nan
+    return replace(demo, positions=positions)
+
+
+def with_jump(demo: Demo) -> Demo:
+    return replace(demo, positions=demo.positions + np.where(np.arange(len(demo)) == 20, 0.2, 0).astype(np.float32)[:, None])
+
+
+def long_lens(demo: Demo) -> Demo:
+    scale = torch.tensor([16.0, 16, 1])[:, None]
+    return replace(demo, camera=replace(demo.camera, intrinsics=demo.camera.intrinsics * scale))
+
+
+@pytest.mark.parametrize(
+    ("name", "corrupt"),
+    [
+        ("image orientation", with_images(lambda frames: frames[:, ::-1])),
+        ("image orientation", with_images(lambda frames: frames[:, :, ::-1])),
+        ("image orientation", with_images(lambda frames: np.rot90(frames, 1, axes=(1, 2)))),
+        ("camera offset", turned_camera(5, 0)),
+        ("camera offset", turned_camera(-5, 0)),
+        ("camera offset", turned_camera(5, 1)),
+        ("camera offset", turned_camera(-5, 1)),
+        ("gripper sign", lambda demo: replace(demo, gripper=-demo.gripper)),
+        ("gripper range", lambda demo: replace(demo, openings=100 * demo.openings)),
+        ("image lag", with_images(lambda frames: delayed(frames, 2))),
+        ("image lag", with_images(lambda frames: delayed(frames, -3))),
+        ("repeated frames", with_images(stuck)),
+        ("not finite", with_nan),
+        ("position jump", with_jump),
+        ("rotations", lambda demo: replace(demo, rotations=1.1 * demo.rotations)),
+        ("focal length", long_lens),
+        ("evaluation seeds", lambda demo: replace(demo, seed=EVALUATION_SEED + demo.seed)),
+    ],
+)
+def test_a_corruption_is_caught_by_its_check(clean: DemoSet, name: str, corrupt: Callable[[Demo], Demo]) -> None:
+    assert verdicts(tuple(map(corrupt, clean.demos)))[name] == "wrong"
+
+
+def test_a_duplicate_and_a_moved_camera_in_one_episode_are_caught(clean: DemoSet) -> None:
+    assert verdicts((*clean.demos, replace(clean.demos[0], seed=77)))["duplicate episodes"] == "wrong"
+    assert verdicts((*clean.demos[:2], turned_camera(6, 1)(clean.demos[2])))["camera by episode"] == "suspicious"
+
+
+def test_the_simulator_of_a_set_passes(clean: DemoSet) -> None:
+    found = {check.name: check.verdict for check in check_env(clean.settings, clean.demos, 2)}
+    assert found.pop("blind replay") in ("ok", "suspicious")  # two episodes say little
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_folder_gets_a_picture_and_a_json(clean: DemoSet, tmp_path: Path) -> None:
+    save_demos(clean, tmp_path / "set")
+    checks = main(DoctorConfig(demo_folder=tmp_path / "set", episodes=0, out=tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "doctor.json").read_text())
+    assert [entry["name"] for entry in written] == [check.name for check in checks]
+    assert (tmp_path / "out" / "doctor.png").is_file()
+
+
+def test_a_damaged_folder_is_wrong(clean: DemoSet, tmp_path: Path) -> None:
+    save_demos(clean, tmp_path / "set")
+    (tmp_path / "set" / "demo_0000.safetensors").write_bytes(b"no")
+    assert main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))[0].verdict == "wrong"
