@@ -163,6 +163,7 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     """What the features of one clip take, in bf16 as policies run: median milliseconds, and the most memory in MB of the backbone
     and what it computes (None where the system does not say). For a process of its own: what was freed before would be taken again
     unseen."""
+    backbone_class(name.partition("@")[0])  # the libraries that it imports are not its own
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
     device = next(backbone.parameters()).device
