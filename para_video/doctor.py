@@ -39,8 +39,10 @@ HAND_M = (0.0, -0.04, 0.05)
 REACH = 0.22
 """Offsets up to this share of the image's width are searched."""
 OFFSET_LIMIT = 0.055
-"""Largest trusted offset, as a share of the image's width."""
+"""Largest trusted offset, as a share of the width (7 px of 128). On six Meta-World tasks true cameras were off by at most 4.2 px,
+cameras turned by 5 degrees by at least 10 px. Errors of 2 degrees or 5 px mostly pass."""
 DRIFT_LIMIT = 0.09
+"""As OFFSET_LIMIT, between the first and the second half of an episode's motion; true cameras reached 5 px at 128 px."""
 LAGS = range(-4, 5)
 
 
@@ -280,7 +282,9 @@ def _offsets(demos: Sequence[Demo], hand: Sequence[float]) -> list[Check]:
     width = demos[0].frames.shape[2]
     every, halves = [], []
     for demo in demos:
-        energy, pixels, middle = motion_energy(demo.frames), hand_pixels(demo, hand), len(demo) // 2
+        energy, pixels = motion_energy(demo.frames), hand_pixels(demo, hand)
+        passed = energy.sum((1, 2)).cumsum()
+        middle = int(np.searchsorted(passed, passed[-1] / 2)) + 1  # half of the motion, not of the time: at rest nothing is seen
         every.append(motion_around_hand(energy, pixels))
         halves.append(
             [motion_around_hand(energy[:middle], pixels[: middle + 1]), motion_around_hand(energy[middle:], pixels[middle:])]
@@ -290,10 +294,13 @@ def _offsets(demos: Sequence[Demo], hand: Sequence[float]) -> list[Check]:
     first, second = (peak_offset(half) for half in np.mean(halves, 0))
     limit, pose = OFFSET_LIMIT * width, "calibrate the camera's pose again, or set --hand-offset for your robot"
     moving = "the camera moved: keep one Camera for each episode, or fix its mount"
+    drift = _limit("camera over time", float(np.linalg.norm(second - first)), DRIFT_LIMIT * width, "px", moving, worse="suspicious")
+    if np.abs([first, second]).max() >= round(REACH * width):  # no peak within the search, as where the arm hardly moves any more
+        drift = Check(drift.name, "not checked", "too little motion at the hand in one half", drift.limit, moving)
     return [
         _limit("camera offset", offset, limit, "px", pose),
         _limit("camera by episode", max(episodes), limit, "px at worst", moving, worse="suspicious", detail=episodes),
-        _limit("camera over time", float(np.linalg.norm(second - first)), DRIFT_LIMIT * width, "px", moving, worse="suspicious"),
+        drift,
     ]
 
 
