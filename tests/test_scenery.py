@@ -5,7 +5,7 @@ import pytest
 
 from para_video.sims import scenery
 from para_video.sims.metaworld import MetaWorldEnv, _free_camera, mujoco
-from para_video.sims.scenery import SHAPES, TEXTURES, _pixels
+from para_video.sims.scenery import SHAPES, TEXTURES, _clear_of, _covers, _in_sight, _pixels
 from para_video.sims.shifts import Shift, ShiftedEnv
 
 TASKS = ["shelf-place-v3", "sweep-into-v3"]
@@ -44,14 +44,14 @@ def test_every_look_is_another_one_and_none_is_the_training_look() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_distractors_are_seen_and_neither_touch_nor_cover_anything(task: str) -> None:
     names = {f"distractor{index}" for index in range(len(SHAPES))}
-    with ShiftedEnv(task, Shift(distractors=4), size=96) as env, ShiftedEnv(task, size=96) as plain:
+    with ShiftedEnv(task, Shift(distractors=8), size=96) as env, ShiftedEnv(task, size=96) as plain:
         model, data = env._env.model, env._env.data
         moving = [g for g in range(model.ngeom) if model.body_weldid[model.geom_bodyid[g]]]
         env.reset(2)
         plain.reset(2)
         seen = geoms_seen(env)
         shown = names & set(seen.ravel())
-        assert len(shown) == 4 and all((seen == name).sum() > 8 for name in shown)
+        assert len(shown) == 8 and all((seen == name).sum() > 8 for name in shown)
         for step in range(75):
             results = [each.step(each.expert_action()) for each in (env, plain)]
             assert results[0] == results[1] and np.array_equal(data.qpos, plain._env.data.qpos)
@@ -66,6 +66,24 @@ def test_distractors_are_seen_and_neither_touch_nor_cover_anything(task: str) ->
         env.reset(3)
         env.reset(2)
         assert all(np.array_equal(model.body(name).pos, place) for name, place in first.items())
+
+
+def test_what_is_in_the_way_is_found() -> None:
+    spots = np.array([[0.0, 0.0], [0.3, 0.0], [0.14, 0.14]])
+    boxes = np.array([[-0.1, -0.1, 0.1, 0.1], [5.0, 5.0, 6.0, 6.0]])
+    assert _clear_of(spots, boxes, 0.05).tolist() == [False, True, True] and not _clear_of(spots, boxes, 0.06)[2]
+    balls = np.array([[0.0, 0.0, 0.5], [0.2, 0.0, 0.5], [0.0, 0.0, -0.5]])
+    seen_from_above = _covers(balls, 0.1, np.array([0.0, 0.0, 1.0]), np.array([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0]]))
+    assert seen_from_above.tolist() == [True, False, False], "what is beside or behind a point does not cover it"
+
+
+def test_what_stands_behind_the_arm_is_not_in_sight() -> None:
+    with ShiftedEnv("pick-place-v3", size=64) as env:
+        env.reset(0)
+        eye = env.camera.position.double().numpy()
+        link = env._env.data.body("right_hand").xpos
+        assert _in_sight(env, eye + 0.7 * (link - eye), 0.02, env.camera)
+        assert not _in_sight(env, eye + 1.3 * (link - eye), 0.02, env.camera)
 
 
 def test_where_there_is_no_room_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

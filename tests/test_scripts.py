@@ -246,16 +246,14 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
         ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
-        ("dinov2", {"backbone_options": '{"source": "nowhere/at-all"}'}, "nowhere/at-all"),
-        ("dinov2", {"backbone_options": '{"tap": 3}'}, "cannot be built with the options .*'tap'"),
+        ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "no/such/folder has no usable .* it is no local folder"),
+        ("dinov2", {"backbone_options": '{"source": "FOLDER", "tap": 3}'}, "cannot be built with the options .*'tap'"),
     ],
 )
 def test_what_a_loaded_model_refuses_is_told_before_anything_is_recorded(name, options, message, tmp_path, monkeypatch):
     monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = robot.RobotConfig(**{**LOADED, **tiny_options(name), **options, "out": tmp_path / "run"})
-    if "tap" in config.backbone_options:
-        config = replace(config, backbone_options=tiny_options(name, tap=3)["backbone_options"])
+    config = replace(config, backbone_options=config.backbone_options.replace("FOLDER", str(saved(name))))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
         robot.main(config)
     assert "\n" not in str(told.value)
