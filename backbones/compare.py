@@ -45,10 +45,11 @@ from para_video.heads import ParaHead
 from para_video.held_out import circle_errors, demo_errors
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import ReadoutSpec, readout_spec
-from para_video.rollout import Replay, evaluate, evaluation_seeds, horizon_for, rollout
+from para_video.rollout import Replay, evaluate, evaluation_seeds, rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line, plain_settings
-from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
+from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo, episode_steps
+from para_video.sims.shifts import TRAINING_CAMERA, Shift, ShiftedEnv
 from para_video.training import FitConfig, fit
 
 KEY = ("backbone", "options")
@@ -298,7 +299,7 @@ def closed_loop(policy: VideoPolicy, config: CompareConfig) -> dict[str, Any]:
     """Successes of a policy by view, "same" and "turned", and their drop from the one to the other with its 95 % interval."""
     seeds, cells = evaluation_seeds(config.episodes), {}
     for view, offset in {"same": 0.0, "turned": config.turned_deg}.items():
-        with MetaWorldEnv(config.task, camera=turned(offset), size=config.size) as env:
+        with ShiftedEnv(config.task, Shift(azimuth=offset), size=config.size) as env:
             run = functools.partial(rollout, env, policy, MetaWorldServo(), horizon=episode_steps(config.task))
             with tqdm(total=len(seeds), desc=f"{config.task} {view}", unit="episode") as bar:
                 cells[view] = evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
@@ -322,26 +323,13 @@ def drop(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[float]:
     return [fall, fall - below, fall + above]
 
 
-def turned(azimuth_deg: float) -> CameraPlacement:
-    """The training camera, turned around the table."""
-    camera = CameraPlacement()
-    return replace(camera, azimuth_deg=camera.azimuth_deg + azimuth_deg)
-
-
-@functools.cache
-def episode_steps(task: str) -> int:
-    """Control steps of an episode, from the expert's."""
-    with MetaWorldEnv(task, size=16) as env:
-        return horizon_for(env)
-
-
 # -------------------------------------------------------------------- correspondence
 
 
 @functools.cache
 def scenes(tasks: tuple[str, ...], count: int, azimuths: tuple[float, ...], size: int, seed: int) -> list[Views]:
     """`count` moments of each task, each seen by the training camera and by one turned by each azimuth."""
-    found, placements = [], [turned(azimuth) for azimuth in (0.0, *azimuths)]
+    found, placements = [], [Shift(azimuth=azimuth).moved(TRAINING_CAMERA) for azimuth in (0.0, *azimuths)]
     for task in tqdm(tasks, desc="scenes", unit="task"):
         with MetaWorldEnv(task, size=size) as env:
             for number in range(count):

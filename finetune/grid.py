@@ -5,7 +5,6 @@ The scripts in benchmarks/ say which runs; this says how they are measured, kept
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ from matplotlib import pyplot
 from rich.console import Console
 
 from finetune import robot
-from para_video.rollout import horizon_for, wilson_interval
+from para_video.rollout import wilson_interval
 from para_video.rows import Row, Rows
+from para_video.sims.metaworld import episode_steps
 from para_video.training import make_accelerator
 
 KEY = ("task", "demos", "seed", "arm", "policy")
@@ -49,13 +49,6 @@ def measure(
         rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1)})
         console.print(f"{' '.join(map(str, key.values()))}: " + ", ".join(f"{v} {s.count('1')}/{len(s)}" for v, s in won.items()))
     shutil.rmtree(folder / "features", ignore_errors=True)  # a gigabyte for 20 demonstrations
-
-
-@functools.cache
-def episode_steps(task: str) -> int:
-    """Control steps of an episode, from the expert's."""
-    with robot.RobotConfig(task=task).env() as env:
-        return horizon_for(env)
 
 
 # -------------------------------------------------------------------- what rows say

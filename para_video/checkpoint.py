@@ -119,8 +119,13 @@ def _own_weights(backbone: VideoBackbone, weights: Mapping[str, Tensor]) -> dict
     }
 
 
+def package(target: str) -> str:
+    """The package that an import string leads into."""
+    return target.partition(":")[0].partition(".")[0]
+
+
 def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
-    if target.partition(":")[0].split(".")[0] not in trusted:
+    if package(target) not in trusted:
         raise ValueError(f"{target!r} is outside {list(trusted)}; if you trust that code, pass its package in `trusted`")
     return import_class(target, kind)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sampled
+from para_video.heatmap import inside
 
 if TYPE_CHECKING:  # at run time it would need the simulator
     from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv
@@ -82,9 +83,8 @@ def common_points(views: Views, first: int, second: int) -> Pairs:
     points = views.camera[first].lift_at_depth(pixels, views.depth[first].flatten())
     truth, depth = views.camera[second].project(points)
     column, row = truth.round().long().unbind(-1)
-    inside = (depth > 0) & (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
     surface = views.depth[second][row.clamp(0, size[0] - 1), column.clamp(0, size[1] - 1)]
-    seen = inside & ((surface - depth).abs() < OCCLUSION_M)
+    seen = (depth > 0) & inside(truth, size) & ((surface - depth).abs() < OCCLUSION_M)
     return Pairs(first, second, pixels, truth, views.foreground[first].flatten()).where(seen)
 
 

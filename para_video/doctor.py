@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,8 @@ from tqdm import tqdm
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cached_demos, load_demos
 from para_video.figures import draw_points, label, overlay_heatmap, upscale, upscale_points, write_picture
 from para_video.heads import ParaHead
-from para_video.heatmap import Bins
-from para_video.readout import ReadoutSpec, one_hot_round_trip
+from para_video.heatmap import inside
+from para_video.readout import one_hot_round_trip, readout_spec
 from para_video.rollout import ReplanningOracle, Replay, evaluation_seeds, expert_rollout, horizon_for, rollout
 from para_video.runs import command_line
 from para_video.training import write_atomically
@@ -200,8 +200,8 @@ def _camera_facts(demos: Sequence[Demo], _: Sequence[float]) -> list[Check]:
         K = demo.camera.intrinsics.numpy()
         off = max(off, abs(K[0, 2] - (width - 1) / 2) / width, abs(K[1, 2] - (height - 1) / 2) / height)
         focal += [float(K[0, 0] / width), float(K[1, 1] / width)]
-        pixels, depth = (a.numpy() for a in demo.camera.project(torch.from_numpy(demo.positions)))
-        visible.append(((pixels > -0.5) & (pixels < np.array([width, height]) - 0.5)).all(1) & (depth > 0))
+        pixels, depth = demo.camera.project(torch.from_numpy(demo.positions))
+        visible.append((inside(pixels, (height, width)) & (depth > 0)).numpy())
     share = float(np.concatenate(visible).mean())
     plausible = min(focal) >= 0.3 and max(focal) <= 5
     scaled = "scale the intrinsics with the images (cropping moves the principal point)"
@@ -335,10 +335,7 @@ def check_env(settings: Mapping[str, Any], demos: Sequence[Demo], episodes: int)
             _limit("stale first frame", stale, 0, "px differ from a fresh env's", "bring the scene up to date before rendering")
         )
         horizon = horizon_for(env, seeds=range(10))
-        reach = 0.03 + max(float(np.ptp(demo.positions[:, 2])) for demo in demos)
-        trip = one_hot_round_trip(
-            ReadoutSpec(z=Bins(-reach, reach, 40), relative=True), ParaHead.GRID, ParaHead.SIGMA_PX, first.shape[:2]
-        )
+        trip = one_hot_round_trip(readout_spec(demos), ParaHead.GRID, ParaHead.SIGMA_PX, first.shape[:2])
         oracle, blind = ReplanningOracle(env, round_trip=trip), Replay(demos[0])
         share = {
             "expert": [expert_rollout(env, seed, horizon=horizon).succeeded for seed in _bar(seeds, "expert")],
@@ -360,8 +357,8 @@ def check_env(settings: Mapping[str, Any], demos: Sequence[Demo], episodes: int)
     return [*found, _limit("blind replay", 100 * rate["blind"], 25, f"% of {episodes}", easy, worse="suspicious")]
 
 
-def _bar(items: Sequence[Any], name: str) -> Iterator[Any]:
-    return iter(tqdm(items, desc=name, unit="episode"))
+def _bar(items: Sequence[Any], name: str) -> tqdm:
+    return tqdm(items, desc=name, unit="episode")
 
 
 # -------------------------------------------------------------------- the report

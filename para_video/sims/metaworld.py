@@ -10,6 +10,7 @@ import contextlib
 import copy
 import ctypes
 import difflib
+import functools
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from para_video.camera import Camera, orbit, rotation_about
 from para_video.policy import Observation, StepResult, View
+from para_video.rollout import horizon_for
 
 
 def _available_opengl() -> str:
@@ -308,6 +310,13 @@ class MetaWorldEnv:
             return renderer.render()
         finally:
             getattr(renderer, f"disable_{what}_rendering")()
+
+
+@functools.cache
+def episode_steps(task: str) -> int:
+    """Control steps of an episode of a task as it comes, from the expert's."""
+    with MetaWorldEnv(task, size=16) as env:
+        return horizon_for(env)
 
 
 class MetaWorldServo:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from skimage.filters import gaussian
 from torch import Tensor
 
 from para_video.camera import Camera, rotation_about
@@ -151,7 +152,7 @@ class Shift:
             return frame
         image = frame.astype(np.float32)
         if self.blur:
-            image = _blurred(image, self.blur)
+            image = gaussian(image, self.blur, mode="nearest", truncate=3, channel_axis=-1)
         if self.noise:
             image += 255 * self.noise * np.random.default_rng((seed, 6, step)).standard_normal(image.shape, np.float32)
         return np.clip(np.round(image), 0, 255).astype(np.uint8)
@@ -180,17 +181,6 @@ def _set_parts(shift: Shift) -> dict[str, Any]:
 
 def _plain(value: float | str) -> str:
     return str(int(value)) if not isinstance(value, str) and value == int(value) else str(value)
-
-
-def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """(H, W, 3) float32 under a Gaussian; the borders are continued."""
-    reach = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2).astype(np.float32)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        padded = np.pad(image, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        image = np.lib.stride_tricks.sliding_window_view(padded, len(weights), axis) @ weights
-    return image
 
 
 # -------------------------------------------------------------------- the simulator
