@@ -191,6 +191,23 @@ class MiniVideo(VideoBackbone):
             nn.init.zeros_(parameter)  # the last frame, as it is
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
 
+    @torch.no_grad()
+    def shorten(self) -> None:
+        """Scale convolutions that a norm follows back to about the length of fresh ones; what the network computes stays the same.
+
+        Training lengthens them, as only their direction counts (van Laarhoven 2017, "L2 regularization versus batch and weight
+        normalization"), and the longer they are, the less a step of the same size turns them: fine-tuning would be slow. Factors
+        are powers of two, which are exact in any precision.
+        """
+        blocks = (self.down1, self.down2, self.down3)
+        followed = [conv for block in blocks for conv in (block.conv1, block.conv2)] + [self.up1.conv, self.up2.conv]
+        for conv in followed:
+            assert conv.bias is not None  # made with one
+            fresh = math.sqrt(conv.out_channels / 3)  # of weights between -1 and 1 over the root of the inputs' number
+            factor = 2.0 ** round(math.log2(fresh / float(conv.weight.norm())))
+            conv.weight *= factor
+            conv.bias *= factor
+
     # ---------------------------------------------------------------- the network
 
     def _maps(

@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbones import backbone_class, import_string
+from backbones.mini import MiniVideo
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, initialise, save_backbone
 from para_video.demos import Demo
@@ -337,6 +338,8 @@ def main(config: VideoConfig) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}
+    if isinstance(predictor.backbone, MiniVideo):
+        predictor.backbone.shorten()
     save_backbone(predictor.backbone, import_string(config.backbone), {}, out, notes)
     summary: dict[str, Any] = {"steps": result.steps, "training_seconds": result.seconds, "unseen": {}}
     for observed in sorted({c for c in config.contexts if c <= 2} or {min(config.contexts)}):

@@ -169,3 +169,21 @@ def test_a_little_training_predicts_a_square_better_than_a_copy():
     psnr = score.summary()["psnr_db"]
     assert psnr["mean"]["3"] > psnr["copy"]["3"] + 2
     assert psnr["mean"]["3"] > psnr["sample"]["3"], "the mean of draws errs less than one"
+
+
+def test_convolutions_are_shortened_without_a_change_of_what_is_predicted():
+    torch.manual_seed(0)
+    model = MiniVideo(width=8, channels=8, depth=1).eval()
+    for parameter in model.to_frame[2].parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fresh, long = model.up1.conv.weight.clone(), model.down2.conv1
+    for layer, factor in ((model.up1.conv, 7.0), (long, 9.0)):
+        layer.weight.data *= factor
+        layer.bias.data *= factor
+    seen = torch.rand(1, 2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model.sample(seen, 3, steps=1)
+        model.shorten()
+        assert torch.equal(model.sample(seen, 3, steps=1), before)
+    assert 0.7 < model.up1.conv.weight.norm() / fresh.norm() < 1.5
+    assert 0.7 < long.weight.norm() / (long.out_channels / 3) ** 0.5 < 1.5

@@ -30,6 +30,14 @@ def test_shipped_models_foresee_motion_better_than_repeating_the_last_frame(name
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_models_can_be_tuned_as_fast_as_fresh_ones(name: str) -> None:
+    backbone = build_backbone(name)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.shorten()
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_models_are_small_and_say_what_made_them(name: str) -> None:
     folder = shipped_weights(name)
     assert (folder / "model.safetensors").stat().st_size < 25e6 and (folder / "samples.png").is_file()
