@@ -1,7 +1,7 @@
 """CogVideoX: what its transformer is told, which frames and cells its maps describe."""
 
 import shutil
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5TokenizerFast
 
+from backbones import loading
 from backbones.cogvideox import CogVideoXBackbone
 from backbones.latent import Prompts, Timeline
 from backbones.loading import Source, load_part
@@ -163,12 +164,16 @@ def test_unknown_taps_and_prompts_are_refused() -> None:
         tiny("cogvideox-2b").features(torch.rand(2, 1, 3, 64, 64), prompts=["a"])
 
 
-@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="the package is installed")
-def test_a_published_tokenizer_says_which_packages_it_needs(tmp_path: Path) -> None:
+def test_a_published_tokenizer_says_which_packages_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published folders hold the tokenizer as sentencepiece wrote it."""
     shutil.copytree(saved("cogvideox-2b") / "tokenizer", tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").rename(tmp_path / "tokenizer" / "spiece.model")
-    with pytest.raises(ImportError, match=r"tokenizer needs two more packages: pip install sentencepiece protobuf"):
+    for package in ("sentencepiece", "google", "google.protobuf"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"tokenizer needs two more packages: pip install 'para_video\[text\]'"):
+        load_part(T5TokenizerFast, Source(str(tmp_path)), "tokenizer")
+    monkeypatch.setattr(loading, "_reads_sentencepiece", lambda: True)
+    with pytest.raises(ValueError, match="tokenizer does not load as T5Tokenizer.*download it again"):
         load_part(T5TokenizerFast, Source(str(tmp_path)), "tokenizer")
 
 
