@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,6 +19,8 @@ from huggingface_hub.errors import (
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
+
+from backbones.catalogue import installed
 
 P = TypeVar("P")
 
@@ -92,7 +93,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
         told = str(error).lower()
-        if any(name in told for name in ("tiktoken", "sentencepiece", "protobuf")) and not _reads_sentencepiece():
+        if any(name in told for name in ("tiktoken", "sentencepiece", "protobuf")) and not installed("text"):
             raise ImportError(f"{where} needs two more packages: pip install 'para_video[text]'") from error
         # transformers asks for tiktoken where sentencepiece cannot read a file
         if isinstance(error, ImportError) and "tiktoken" not in told:
@@ -105,11 +106,6 @@ def configs(module: nn.Module) -> dict[str, dict[str, str]]:
     found = {name: getattr(part, "config", {}) for name, part in module.named_children()}
     plain = {name: config.to_dict() if hasattr(config, "to_dict") else dict(config) for name, config in found.items()}
     return {name: {k: str(v) for k, v in config.items() if not k.startswith("_")} for name, config in plain.items()}
-
-
-def _reads_sentencepiece() -> bool:
-    """Whether the packages that read tokenizers as they are published are there."""
-    return find_spec("sentencepiece") is not None and find_spec("google") is not None and find_spec("google.protobuf") is not None
 
 
 def _check_vocabulary(kind: type, source: Source, subfolder: str) -> None:
