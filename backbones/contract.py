@@ -30,11 +30,13 @@ class Trial:
     Args:
         size: (height, width) of frames; None for the least square of at least 64 pixels. every: whether gradients of all trainable
             parameters are looked at, or, to save memory, of the smallest one of each block.
+        least_change: of a cell, squared, beside the mean cell squared: frames whose patches make less are not looked for.
     """
 
     backbone: VideoBackbone
     size: tuple[int, int] | None = None
     every: bool = True
+    least_change: float = 1e-3
 
     @property
     def spec(self) -> FeatureSpec:
@@ -162,8 +164,6 @@ def places_as_declared(trial: Trial) -> None:
 
 PLACES = ((20, 20), (41, 23), (26, 44))
 """Of patches, in 64ths of width and height."""
-LEAST_CHANGE = 1e-3
-"""Of a cell, squared, beside the mean cell squared: less says nothing."""
 
 
 def changes_in_place(trial: Trial) -> None:
@@ -191,7 +191,7 @@ def changes_in_time(trial: Trial) -> None:
         moved, centre = _patched(trial, video, frame, PLACES[frame % len(PLACES)])
         change = (trial.features(moved).maps - before.maps)[:, seen].square().sum(2).mean(0).cpu()
         per_map = change.sum((1, 2))
-        if float(change.max()) <= LEAST_CHANGE * float(before.maps.square().sum(2).mean()):
+        if float(change.max()) <= trial.least_change * float(before.maps.square().sum(2).mean()):
             continue
         first, last = before.spans[seen][int(per_map.argmax())].tolist()
         time = frame + 1 - observed

@@ -33,6 +33,9 @@ from para_video.runs import command_line
 KEY = ("backbone", "options", "device")
 PACKAGES = ("para_video", "torch", "diffusers", "transformers")
 BITS = 64
+SETTINGS = {"bits": BITS}
+LEAST_SIDE = 128
+"""Of frames, in pixels: trained models may take much smaller ones for something else."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class VerifyConfig:
     options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Of the backbone, such as '{"source": "folder", "dtype": "bfloat16", "device": "cuda"}'."""
     size: tuple[int, int] | None = None
-    """Height and width of the frames that the contract is tried on; by default the least square of at least 64 pixels."""
+    """Height and width of the frames that the contract is tried on; by default the least square of at least 128 pixels."""
     gradients: bool = True
     """Whether gradients are looked at, which takes the most memory."""
     steps: int = 300
@@ -152,12 +155,12 @@ def versions() -> dict[str, str]:
 
 def verify(config: VerifyConfig) -> Row:
     """All that is to be said of a backbone, kept in `config.out`."""
-    rows = Rows(config.out, {"bits": BITS}, KEY)
+    rows = Rows(config.out, SETTINGS, KEY)
     options = json.loads(config.options)
     spent = cost(config)
     torch.manual_seed(0)
     backbone = build_backbone(config.name, **backbone_options(config.name, options)).eval()
-    trial = Trial(backbone, config.size, every=False)
+    trial = Trial(backbone, config.size or Trial(backbone).sides(LEAST_SIDE), every=False)
     tried = trial
     if shipped_weights(config.name) is None and backbone.origin is None:
         tried = replace(trial, backbone=copy.deepcopy(backbone))
@@ -197,6 +200,7 @@ def main(config: VerifyConfig) -> Row:
         RuntimeError: a check fails; the row is kept all the same.
     """
     console = Console(soft_wrap=True)
+    known = Rows(config.out, SETTINGS, KEY).find(backbone=config.name)
     row = verify(config)
     wrong = failed(row["verdicts"])
     for name, verdict in row["verdicts"].items():
@@ -205,6 +209,10 @@ def main(config: VerifyConfig) -> Row:
     for name in ("cost", "fingerprint", "circles"):
         if name in row:
             console.print(f"{name:<28} {row[name]}", markup=False, highlight=False)
+    for other in known if "fingerprint" in row else []:
+        if "fingerprint" in other:
+            apart = bits_apart(row["fingerprint"]["bits"], other["fingerprint"]["bits"])
+            console.print(f"{apart} of {BITS} bits from the row of {other['device']}, {other['options']}", markup=False)
     console.print(f"kept in {config.out}", markup=False)
     if wrong:
         raise RuntimeError(f"{config.name} does not keep {len(wrong)} of {len(row['verdicts'])} promises: {', '.join(wrong)}")

@@ -231,6 +231,8 @@ def test_the_command_keeps_a_row_and_fails_where_a_check_does(tmp_path, monkeypa
     assert kept == json.loads(json.dumps(row)) and set(row["verdicts"].values()) == {"ok"}
     assert row["circles"]["px_seen"] > 0 and row["dtype"] == ["float32"] and len(row["weights"]) == 16
     assert "frames in order" in capsys.readouterr().out
+    main(replace(config, steps=0))
+    assert "0 of 64 bits from the row of cpu" in capsys.readouterr().out
     monkeypatch.setattr(verify, "verdicts", lambda trial, gradients: {"repeatable": "the input was changed"})
     with pytest.raises(RuntimeError, match="mini-random does not keep 1 of 1 promises: repeatable"):
         main(replace(config, steps=0))
