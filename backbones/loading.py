@@ -20,6 +20,8 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
+from backbones.catalogue import installed
+
 P = TypeVar("P")
 
 
@@ -90,10 +92,11 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
-        # transformers asks for tiktoken where it misses sentencepiece
-        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
-            raise ImportError(f"{where} needs two more packages: pip install sentencepiece protobuf") from error
-        if isinstance(error, ImportError):
+        told = str(error).lower()
+        if any(name in told for name in ("tiktoken", "sentencepiece", "protobuf")) and not installed("text"):
+            raise ImportError(f"{where} needs two more packages: pip install 'para_video[text]'") from error
+        # transformers asks for tiktoken where sentencepiece cannot read a file
+        if isinstance(error, ImportError) and "tiktoken" not in told:
             raise
         raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error
 

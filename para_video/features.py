@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Self
@@ -216,6 +217,20 @@ class _Captured(Exception):
     """Raised by the last tap of an early-stopped forward, caught in `capture`."""
 
 
+_stops: ContextVar[bool] = ContextVar("stops", default=True)
+
+
+@contextmanager
+def whole_forwards() -> Iterator[None]:
+    """Inside the block `capture` does not end any forward: to see that those which it ends lose nothing. What fails after the last
+    tap, for blocks that are not needed may have been dropped, is let fail."""
+    token = _stops.set(False)
+    try:
+        yield
+    finally:
+        _stops.reset(token)
+
+
 @contextmanager
 def capture(module: nn.Module, *names: str, stop: bool = False) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of named submodules during the forwards inside the block.
@@ -239,7 +254,7 @@ def capture(module: nn.Module, *names: str, stop: bool = False) -> Iterator[dict
     def hook(name: str):
         def record(_module, _inputs, output):
             seen[name] = output[0] if isinstance(output, tuple) else output
-            if stop and len(seen) == len(names):
+            if stop and _stops.get() and len(seen) == len(names):
                 raise _Captured
 
         return record
@@ -249,6 +264,9 @@ def capture(module: nn.Module, *names: str, stop: bool = False) -> Iterator[dict
         yield seen
     except _Captured:
         pass
+    except (RuntimeError, ValueError):
+        if _stops.get() or not stop or len(seen) < len(names):
+            raise
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,7 @@ from diffusers import (
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from backbones.animatediff import AnimateDiffBackbone
-from backbones.latent import Prompts, Timeline
+from backbones.latent import Timeline
 from para_video.features import capture
 from tests.tiny_models import calls, saved, sharpen, tiny
 
@@ -87,19 +87,3 @@ def test_more_frames_than_positions_and_unknown_taps_are_refused() -> None:
         AnimateDiffBackbone.from_pretrained(**options, max_context=9)
     with pytest.raises(ValueError, match=r"unknown tap 'up_blocks.4'; choose from mid_block, down_blocks.0-3, up_blocks.0-3"):
         AnimateDiffBackbone.from_pretrained(**options, taps=["up_blocks.4"])
-
-
-def test_published_size() -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64)
-        adapter = MotionAdapter(use_motion_mid_block=False)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        )
-        backbone = AnimateDiffBackbone(adapter, unet, vae, DDIMScheduler(), Prompts(lambda prompt: {}))
-    assert sum(p.numel() for p in unet.parameters()) == pytest.approx(860e6, rel=0.01)
-    spec = backbone.spec
-    assert (spec.channels, spec.stride, spec.span, spec.size_multiple) == (1280 + 640, 8, 1, 64)

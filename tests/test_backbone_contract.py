@@ -1,14 +1,21 @@
 """The contract that every backbone of the catalogue keeps, and a tiny one loaded by its import string."""
 
-import math
-from itertools import pairwise
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import CATALOGUE, backbone_class, import_string
+from backbones.contract import (
+    CHECKS,
+    Check,
+    Trial,
+    checks_of,
+    gradients_reach_all,
+    leave_start,
+    the_future_stays_out,
+    the_loss_is_seeded,
+)
 from backbones.mini import pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
 from tests.tiny_models import TINY, saved, tiny
@@ -66,30 +73,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def side(spec: FeatureSpec) -> int:
-    """The least allowed side of at least 64 pixels."""
-    return math.ceil(64 / spec.size_multiple) * spec.size_multiple
-
-
 def clip(spec: FeatureSpec, frames: int, b: int = 2, seed: int = 1) -> Tensor:
-    return torch.rand(b, frames, 3, side(spec), side(spec), generator=generator(seed))
-
-
-def extremes(spec: FeatureSpec) -> list[tuple[int, int]]:
-    """(observed frames, horizon) at the edges of what is allowed."""
-    return [(observed, horizon) for observed in sorted(set(spec.contexts)) for horizon in sorted({0, spec.max_horizon})]
-
-
-def whole(spec: FeatureSpec) -> int:
-    """The longest horizon of maps that are filled: a generative loss needs all the frames of each."""
-    return spec.max_horizon - spec.max_horizon % spec.span
-
-
-def leave_start(backbone: VideoBackbone) -> None:
-    """Move the weights off their start, where a layer of zeros may hide a leak or keep gradients back."""
-    torch.manual_seed(4)
-    for parameter in backbone.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
+    """Of noise, 64 x 64 pixels."""
+    return torch.rand(b, frames, 3, 64, 64, generator=generator(seed))
 
 
 def generative(name: str) -> VideoBackbone:
@@ -99,243 +85,59 @@ def generative(name: str) -> VideoBackbone:
     return backbone
 
 
-# -------------------------------------------------------------------- what is declared is what comes out
+# -------------------------------------------------------------------- the contract
 
 
 @every_backbone
-def test_outputs_are_as_declared(name: str) -> None:
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_contract_is_kept(name: str, check: Check) -> None:
     backbone = build(name)
-    spec = backbone.spec
-    assert spec.contexts[0] >= 1 and spec.predicts == (spec.max_horizon > 0)
-    for observed, horizon in extremes(spec):
-        video = clip(spec, observed)
-        with torch.no_grad():
-            features = backbone.features(video, horizon=horizon, generator=generator())
-        b, s, c = features.maps.shape[:3]
-        assert (b, c) == (2, spec.channels)
-        assert features.times.shape == (s,) and features.spans.shape == (s, 2) and features.image_to_map.shape == (2, 3)
-        assert bool(torch.isfinite(features.maps).all())
-        assert features.maps.std() > 1e-3
-
-
-@every_backbone
-def test_maps_cover_every_frame_asked_for_in_order(name: str) -> None:
-    backbone = build(name)
-    for observed, horizon in extremes(backbone.spec):
-        with torch.no_grad():
-            features = backbone.features(clip(backbone.spec, observed), horizon=horizon, generator=generator())
-        first, last = features.spans.unbind(-1)
-        torch.testing.assert_close(features.times.float(), (first + last).float() / 2)
-        assert all(a < b for a, b in pairwise(features.times.tolist()))
-        # the last map may reach beyond the horizon, where one map covers several frames
-        assert float(first.min()) == 1 - observed and horizon <= float(last.max()) < horizon + backbone.spec.span
-        assert float((last - first).max()) + 1 <= backbone.spec.span
-        for frame in range(1 - observed, horizon + 1):
-            assert bool(((first <= frame) & (frame <= last)).any()), f"no map describes frame {frame}"
-
-
-@every_backbone
-def test_maps_before_the_time_that_is_read_may_be_left_out(name: str) -> None:
-    backbone = build(name)
-    observed, horizon = backbone.spec.contexts[1], backbone.spec.max_horizon
-    for since in (1.0, 0.0, 0.5 - observed / 2):
-        with torch.no_grad():
-            features = backbone.features(clip(backbone.spec, observed), horizon=horizon, since=since, generator=generator())
-        first, last = features.spans.unbind(-1)
-        for frame in range(math.ceil(min(since, 0)), horizon + 1):
-            assert bool(((first <= frame) & (frame <= last)).any()), f"no map describes frame {frame}"
-        assert bool(torch.isfinite(features.maps).all()) and len(features.times) == features.maps.shape[1]
-
-
-@every_backbone
-def test_image_to_map_has_the_declared_stride_and_covers_the_image(name: str) -> None:
-    backbone = build(name)
-    features = backbone.features(clip(backbone.spec, backbone.spec.contexts[0]))
-    affine, size = features.image_to_map, side(backbone.spec)
-    torch.testing.assert_close(affine[:, :2], torch.eye(2) / backbone.spec.stride)
-    corners = torch.tensor([[-0.5, -0.5], [size - 0.5, size - 0.5]]) @ affine[:, :2].mT + affine[:, 2]
-    h, w = features.maps.shape[-2:]
-    assert bool((corners[0] >= -0.5 - 1e-4).all())
-    assert bool((corners[1] <= torch.tensor([w, h]) - 0.5 + 1e-4).all())
-
-
-@every_backbone
-def test_a_changed_patch_changes_the_cells_that_image_to_map_names(name: str) -> None:
-    """Averaged over perturbations, the map of the last observed frame changes most where the patch lies."""
-    backbone = build(name)
-    spec, half = backbone.spec, backbone.spec.stride
-    size = math.ceil(max(side(spec), 4 * half) / spec.size_multiple) * spec.size_multiple
-    video = torch.rand(16, spec.contexts[0], 3, size, size, generator=generator(1)) * 0.2 + 0.4
-    for x, y in ((20, 20), (41, 23), (26, 44)):
-        x, y = x * size // 64, y * size // 64
-        moved = video.clone()
-        patch = torch.rand(16, 3, 2 * half, 2 * half, generator=generator(3))
-        moved[:, -1, :, y - half : y + half, x - half : x + half] = patch
-        with torch.no_grad():
-            before, after = (backbone.features(v, generator=generator()) for v in (video, moved))
-        last = int((before.times <= 0).nonzero()[-1])
-        change = (after.maps - before.maps)[:, last].square().sum((0, 1))
-        weight = torch.where(change > 0.5 * change.max(), change, torch.zeros_like(change))
-        rows, columns = torch.meshgrid(*(torch.arange(n) for n in change.shape), indexing="ij")
-        found = torch.stack([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
-        centre = torch.tensor([x - 0.5, y - 0.5])  # pixels x - half ... x + half - 1
-        expected = before.image_to_map[:, :2] @ centre + before.image_to_map[:, 2]
-        # random weights may lean to one side by a cell or so; an affine that is transposed, unscaled or unshifted is far off
-        assert float((found - expected).abs().max()) < 2.0, f"expected cell {expected.tolist()}, found {found.tolist()}"
-
-
-@every_backbone
-def test_unsuitable_input_is_refused_with_value_and_limit(name: str) -> None:
-    backbone = build(name)
-    spec, (low, high) = backbone.spec, backbone.spec.contexts
-    good = clip(spec, low)
-    with pytest.raises(ValueError, match=rf"{high + 1} observed frames; this backbone takes {low} to {high}"):
-        backbone.features(clip(spec, high + 1))
-    with pytest.raises(ValueError, match=rf"horizon {spec.max_horizon + 1}; this backbone predicts 0 to {spec.max_horizon}"):
-        backbone.features(good, horizon=spec.max_horizon + 1)
-    with pytest.raises(ValueError, match="horizon -1"):
-        backbone.features(good, horizon=-1)
-    with pytest.raises(ValueError, match=r"video must be \(b, t, 3, H, W\) float in \[0, 1\].*uint8"):
-        backbone.features((good * 255).byte())
-    with pytest.raises(ValueError, match="video must be"):
-        backbone.features(good[:, 0])
-    with pytest.raises(ValueError, match="video must be"):
-        backbone.features(good[:, :, :1])
-    if spec.size_multiple > 1:
-        with pytest.raises(ValueError, match=rf"image size .* must be a multiple of {spec.size_multiple}"):
-            backbone.features(good[..., :-1])
-
-
-# -------------------------------------------------------------------- how it computes
-
-
-@every_backbone
-def test_rows_of_a_batch_do_not_mix(name: str) -> None:
-    backbone = build(name)
-    video = clip(backbone.spec, backbone.spec.contexts[1], b=3)
-    other = torch.cat([clip(backbone.spec, backbone.spec.contexts[1], b=1, seed=7), video[1:2], video[:1]])
-    with torch.no_grad():
-        first, second = (
-            backbone.features(v, horizon=backbone.spec.max_horizon, generator=generator()).maps for v in (video, other)
-        )
-    torch.testing.assert_close(first[1], second[1], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(first[0], second[0], atol=1e-3)
-
-
-@every_backbone
-def test_input_is_not_mutated_and_the_same_input_gives_the_same_maps(name: str) -> None:
-    backbone = build(name)
-    video = clip(backbone.spec, backbone.spec.contexts[1])
-    kept = video.clone()
-    with torch.no_grad():
-        first, second = (backbone.features(video, horizon=backbone.spec.max_horizon, generator=generator(5)).maps for _ in range(2))
-    assert torch.equal(video, kept)
-    assert torch.equal(first, second)
-
-
-@every_backbone
-def test_gradients_reach_the_parameters_and_the_frames(name: str) -> None:
-    backbone = build(name)
-    spec = backbone.spec
-    observed = spec.contexts[1]
-    leave_start(backbone)
-    if spec.generative:
-        video = clip(spec, observed + whole(spec)).requires_grad_()
-        features, loss = backbone.joint(video, observed, generator=generator())
-    else:
-        video = clip(spec, observed).requires_grad_()
-        features, loss = backbone.features(video, horizon=spec.max_horizon), torch.zeros(())
-    # random weights: a plain sum is constant where maps end in a norm
-    ((features.maps * torch.randn(features.maps.shape, generator=generator(2))).mean() + loss).backward()
-    idle = [key for key, p in backbone.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert idle == []
-    assert all(bool(video.grad[:, frame].any()) for frame in range(observed))
+    if check not in checks_of(backbone):
+        pytest.skip("not a generative model")
+    if check in (gradients_reach_all, the_future_stays_out, the_loss_is_seeded):
+        leave_start(backbone)
+    # at svd's level observed frames but the first are drowned in noise
+    check(Trial(backbone, least_change=1e-3 if name == "svd" else 1e-6))
 
 
 @every_backbone
 def test_bf16_autocast_gives_nearly_the_same_maps(name: str) -> None:
-    backbone = build(name)
-    video = clip(backbone.spec, backbone.spec.contexts[1])
-    with torch.no_grad():
-        full = backbone.features(video, horizon=backbone.spec.max_horizon, generator=generator())
-        with torch.autocast("cpu", torch.bfloat16):
-            half = backbone.features(video, horizon=backbone.spec.max_horizon, generator=generator())
+    trial = Trial(build(name))
+    video = trial.clip(trial.spec.contexts[1])
+    full = trial.features(video, trial.spec.max_horizon)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = trial.features(video, trial.spec.max_horizon)
     assert torch.equal(full.times, half.times)
     torch.testing.assert_close(half.image_to_map.float(), full.image_to_map)
     error = (half.maps.float() - full.maps).square().mean().sqrt() / full.maps.std()
     assert error < (0.1 if name in SMALL else 0.3)  # a deep network of random weights multiplies what rounding does
 
 
-# -------------------------------------------------------------------- generative models
-
-
-@every_backbone
-def test_joint_features_are_those_of_the_observed_frames(name: str) -> None:
-    backbone = generative(name)
-    spec = backbone.spec
-    for observed, horizon in ((spec.contexts[0], spec.span), (spec.contexts[1], whole(spec))):
-        video = clip(spec, observed + horizon)
-        with torch.no_grad():
-            joint, loss = backbone.joint(video, observed, generator=generator())
-            alone = backbone.features(video[:, :observed], horizon=horizon, generator=generator())
-        torch.testing.assert_close(joint.maps, alone.maps, atol=1e-3 * float(alone.maps.std()), rtol=1e-3)
-        assert torch.equal(joint.times, alone.times) and torch.equal(joint.image_to_map, alone.image_to_map)
-        assert loss.ndim == 0 and bool(torch.isfinite(loss)) and loss > 0
-
-
-@every_backbone
-def test_the_future_reaches_the_loss_and_not_the_features(name: str) -> None:
-    backbone = generative(name)
-    observed, horizon = backbone.spec.contexts[1], whole(backbone.spec)
-    leave_start(backbone)
-    video = clip(backbone.spec, observed + horizon)
-    other = video.clone()
-    other[:, observed:] = 1 - other[:, observed:] ** 2
-    with torch.no_grad():
-        first, loss = backbone.joint(video, observed, generator=generator())
-        second, changed = backbone.joint(other, observed, generator=generator())
-    assert torch.equal(first.maps, second.maps)
-    assert loss != changed
-
-
 @every_backbone
 def test_joint_gives_the_maps_that_are_read(name: str) -> None:
     backbone = generative(name)
     leave_start(backbone)
-    observed = backbone.spec.contexts[1]
-    video = clip(backbone.spec, observed + whole(backbone.spec))
-    with torch.no_grad():
-        alone = backbone.features(video[:, :observed], horizon=whole(backbone.spec), since=1.0, generator=generator())
-        joint, loss = backbone.joint(video, observed, since=1.0, generator=generator())
+    trial, observed = Trial(backbone), backbone.spec.contexts[1]
+    video = trial.clip(observed + trial.whole())
+    alone = trial.features(video[:, :observed], trial.whole(), since=1.0)
+    joint, loss = trial.joint(video, observed, since=1.0)
     torch.testing.assert_close(joint.maps, alone.maps, atol=1e-3 * float(alone.maps.std()), rtol=1e-3)
     assert torch.equal(joint.times, alone.times) and bool(torch.isfinite(loss))
 
 
 @every_backbone
-def test_joint_is_seeded_and_works_in_bf16(name: str) -> None:
+def test_the_generative_loss_works_in_bf16(name: str) -> None:
     backbone = generative(name)
-    observed, horizon = backbone.spec.contexts[1], whole(backbone.spec)
-    video = clip(backbone.spec, observed + horizon)
-    kept = video.clone()
-    with torch.no_grad():
-        losses = [backbone.joint(video, observed, generator=generator(seed))[1] for seed in (0, 0, 1)]
-        with torch.autocast("cpu", torch.bfloat16):
-            half = backbone.joint(video, observed, generator=generator(0))[1]
-    assert losses[0] == losses[1] != losses[2]
-    torch.testing.assert_close(half.float(), losses[0], rtol=0.05, atol=0.01)
-    assert torch.equal(video, kept)
+    trial = Trial(backbone)
+    observed = backbone.spec.contexts[1]
+    video = trial.clip(observed + trial.whole())
+    _, full = trial.joint(video, observed)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, half = trial.joint(video, observed)
+    torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.01)
 
 
-@every_backbone
-def test_joint_without_a_future_is_refused(name: str) -> None:
-    backbone = build(name)
-    video = clip(backbone.spec, backbone.spec.contexts[0])
-    if backbone.spec.generative:
-        with pytest.raises(ValueError, match="future frames"):
-            backbone.joint(video, video.shape[1])
-    else:
-        with pytest.raises(TypeError, match=f"{type(backbone).__name__} has no generative loss"):
-            backbone.joint(video, video.shape[1])
+# -------------------------------------------------------------------- mini
 
 
 def test_mini_draws_futures_within_range_by_seed() -> None:

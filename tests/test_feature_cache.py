@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from backbones import build_backbone
+from backbones.latent import Prompts
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation, DemoBatches
 from para_video.camera import Camera, orbit
@@ -18,7 +19,7 @@ from para_video.feature_cache import CachedBatches, cache_features, cache_key
 from para_video.heatmap import Bins
 from para_video.readout import ReadoutSpec
 from para_video.training import STATE_FILE, FitConfig, fit
-from tests.tiny_models import TINY, saved
+from tests.tiny_models import TINY, saved, tiny
 
 
 def demo(seed: int, steps: int = 11) -> Demo:
@@ -112,6 +113,15 @@ def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():
         *(key("svd", **options) for options in ({}, {"level": 2.0}, {"level": 2.0, "denoising_steps": 2}, {"fps": 9})),
     ]
     assert len(set(keys)) == len(keys) and key("svd") == keys[5]
+
+
+def test_a_key_tells_which_text_encoder_there_is():
+    def key(value: float) -> str:
+        backbone = tiny("cogvideox-2b")
+        backbone.prompts = Prompts(lambda prompt: {"text": torch.full((6, 16), value)})
+        return cache_key(VideoPolicy(backbone, torch.nn.Identity(), (1.0,), frozen=True), make_batches(), 1, 32)
+
+    assert key(0.0) == key(0.0) != key(1.0)
 
 
 def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from torch import Tensor
 from backbones.hunyuan15 import Hunyuan15Backbone
 from backbones.latent import token_maps
 from para_video.features import capture
+from tests.published import published_parts
 from tests.tiny_models import saved
 
 both = pytest.mark.parametrize("name", ["hunyuan-1.5", "hunyuan-1.5-i2v"])
@@ -124,14 +125,8 @@ def test_impossible_options_are_refused(name: str, options: dict, message: str) 
         Hunyuan15Backbone.from_pretrained(str(saved(name)), **options)
 
 
-def test_published_size() -> None:
-    from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Transformer3DModel
-
+def test_an_image_encoder_that_the_model_does_not_take_is_refused() -> None:
     with torch.device("meta"):
-        transformer, vae = HunyuanVideo15Transformer3DModel(task_type="t2v"), AutoencoderKLHunyuanVideo15()
-    backbone = Hunyuan15Backbone(transformer, vae, lambda *_: {})
-    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(8.3e9, rel=0.02)
-    assert (backbone.spec.channels, backbone.spec.stride, backbone.spec.span) == (2048, 16, 4)
-    assert backbone.taps == ("transformer_blocks.27",)
+        parts = published_parts("hunyuan-1.5")
     with pytest.raises(ValueError, match="a model of 't2v' is given no image encoder"):
-        Hunyuan15Backbone(transformer, vae, lambda *_: {}, torch.nn.Identity())
+        Hunyuan15Backbone(parts[0], parts[1], lambda *_: {}, torch.nn.Identity())

@@ -1,0 +1,114 @@
+"""The backbones that have a name, or what is known of one of them.
+
+python -m backbones
+python -m backbones svd
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from backbones import CATALOGUE, backbone_class, catalogue_entry
+from backbones.catalogue import FAMILIES, LEGEND, TITLES, UNKNOWN, billions, line, memory, remedy, rows
+from para_video.runs import command_line
+
+LEAST_WIDTH = 124
+"""Of the table, in characters."""
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """List the catalogue."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Of one backbone, to be told more of it."""
+    family: str | None = None
+    """Only those of a family: video diffusion, video encoder or image model, or how one of these begins."""
+    json: bool = False
+    """As JSON, with all that is known."""
+
+    def __post_init__(self) -> None:
+        if self.family is not None and not any(family.startswith(self.family) for family in FAMILIES):
+            raise ValueError(f"unknown family {self.family!r}; choose from {', '.join(FAMILIES)}")
+        if self.name is not None and self.name not in CATALOGUE:
+            catalogue_entry(self.name)  # tells what is wrong with a name
+            raise ValueError(f"{self.name!r} is not in the catalogue; its class says what it is")
+
+
+def table(found: list[dict[str, Any]], family: str) -> Table:
+    """Those of a family, and whether they can be built here."""
+    shown = Table(title=family, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in (*TITLES, "here"):
+        words = title in ("backbone", "licence", "gated", "here")
+        shown.add_column(title, justify="left" if words else "right", no_wrap=True)
+    for row in found:
+        shown.add_row(*line(row), escape(row["here"]))
+    return shown
+
+
+def details(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of one backbone, and what its class says of itself."""
+    spec, kind = row["spec"], backbone_class(row["name"])
+    signatures = [inspect.signature(kind.from_pretrained)] if row["source"] else []
+    options = {
+        name: parameter.default
+        for signature in (*signatures, inspect.signature(kind))
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
+    low, high = spec["contexts"]
+    return [
+        ("family", row["family"]),
+        ("source", row["source"] or "this package"),
+        ("class", row["target"]),
+        (
+            "parameters",
+            billions(row["parameters"]) + (f", text {billions(row['text_parameters'])}" if row["text_parameters"] else ""),
+        ),
+        ("weights in bf16", f"{memory(row)} GB"),
+        ("licence", row["licence"] or UNKNOWN),
+        ("gated", UNKNOWN if row["gated"] is None else str(row["gated"]).lower()),
+        ("here", f"{row['here']}: {remedy(row['here'])}"),
+        ("taps", " + ".join(row["taps"])),
+        ("maps", f"{spec['channels']} channels, {spec['stride']:g} px a cell, at most {spec['span']} frames a map"),
+        ("frames", f"{low} to {high} observed, up to {spec['max_horizon']} future; {sides}"),
+        ("generative loss", "yes" if spec["generative"] else "no"),
+        ("options", ", ".join(f"{name}={value!r}" for name, value in options.items())),
+        ("class says", inspect.getdoc(kind) or ""),
+    ]
+
+
+def main(config: ListConfig) -> list[dict[str, Any]]:
+    """Show the catalogue; returns its rows."""
+    console = Console()
+    console.width = max(console.width, LEAST_WIDTH)  # a cut name could not be typed again
+    found = rows([config.name] if config.name else list(CATALOGUE))
+    found = [row for row in found if config.family is None or row["family"].startswith(config.family)]
+    if config.json:
+        console.out(json.dumps(found, indent=1))
+    elif config.name:
+        for title, text in details(found[0]):
+            console.print(f"[bold]{title}[/]: ", end="")
+            console.out(text, highlight=False)
+    else:
+        for family in FAMILIES:
+            if kept := [row for row in found if row["family"] == family]:
+                console.print(table(kept, family))
+        states = sorted({row["here"] for row in found} - {"yes"})
+        told = [LEGEND, *(f"{state}: {remedy(state)}" for state in states)]
+        console.print("; ".join(told), style="dim", markup=False, highlight=False)
+    return found
+
+
+if __name__ == "__main__":
+    command_line(main, ListConfig, __doc__ or "")
