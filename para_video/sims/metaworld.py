@@ -313,9 +313,9 @@ class MetaWorldEnv:
 
 
 @functools.cache
-def episode_steps(task: str) -> int:
-    """Control steps of an episode of a task as it comes, from the expert's."""
-    with MetaWorldEnv(task, size=16) as env:
+def episode_steps(task: str, widen: float = 1.0) -> int:
+    """Control steps of an episode of a task, from the expert's."""
+    with MetaWorldEnv(task, size=16, widen=widen) as env:
         return horizon_for(env)
 
 
