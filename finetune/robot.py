@@ -66,6 +66,7 @@ from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
+    Cell,
     Episode,
     ReplanningOracle,
     Replay,
@@ -294,7 +295,7 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
 
 def bounds(
     config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec, shift: Shift = NO_SHIFT, horizon: int | None = None
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Cell], int]:
     """The cells of expert, read-out oracle and blind replay, and the horizon for everyone.
 
     Args:
@@ -314,9 +315,9 @@ def bounds(
         return {name: _measured(run, seeds, name) for name, run in runs.items()}, horizon
 
 
-def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> dict[str, Any]:
+def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
     with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
-        return evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
+        return evaluate(run, seeds, on_episode=lambda _: bar.update())
 
 
 # -------------------------------------------------------------------- policies
@@ -466,14 +467,12 @@ def evaluate_policy(
     for view, shift in config.views.items():
         if view in cells and cells[view]["episodes"] == config.episodes:
             continue
-        cells[view] = evaluate_view(name, policy, config, shift, horizon, seeds)
+        cells[view] = evaluate_view(name, policy, config, shift, horizon, seeds).summary()
         write_atomically(path, json.dumps(cells).encode())
     return {view: cells[view] for view in config.views}
 
 
-def evaluate_view(
-    name: str, policy: VideoPolicy, config: RobotConfig, shift: Shift, horizon: int, seeds: Sequence[int]
-) -> dict[str, Any]:
+def evaluate_view(name: str, policy: VideoPolicy, config: RobotConfig, shift: Shift, horizon: int, seeds: Sequence[int]) -> Cell:
     """The cell of a policy under a shift."""
     with config.env(shift) as env:
         run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
@@ -626,7 +625,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console, video, backbone=first)
     if not accelerator.is_main_process:
         return {}
-    oracle, horizon = bounds(config, demos, readout_spec(demos, **config.para_options[0]))
+    bounding, horizon = bounds(config, demos, readout_spec(demos, **config.para_options[0]))
     for name, policy in trained.items():
         cells = evaluate_policy(name, policy, config, out / name, horizon)
         p50, p95 = next(iter(cells.values()))["act_ms"]
@@ -637,7 +636,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "backbone": config.backbone,
         "seed": config.seed,
         "horizon": horizon,
-        "oracle": oracle,
+        "oracle": {name: cell.summary() for name, cell in bounding.items()},
         "policies": policies,
         "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
         "config": plain_settings(config),
