@@ -46,6 +46,7 @@ from finetune.suite_page import (
     estimate,
     made_by,
     means_table,
+    ordered,
     outcomes,
     targets_table,
     tasks_table,
@@ -158,14 +159,14 @@ EXPERIMENTS = {
         ),
         Experiment(
             "calibration",
-            "How wrong the camera that PARA is told may be, turned about its centre or its image moved.",
+            "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels.",
             (side(20, "para", views=("none", *CALIBRATION)),),
             (quick(20, "para", views=("none", "calibration_deg=2", "calibration_px=4")),),
         ),
         Experiment(
             "heads",
-            "Which parts of the head matter: height or depth, one joint softmax, being told where the gripper is and how far it is "
-            "open, and shadows in the picture.",
+            "Heights over the table, read at the heatmap's peak, are the form to choose, and the head needs to be told where the "
+            "gripper is and how far it is open; shadows would help.",
             head_forms(side, 20),
             head_forms(quick, 5)[:2],
             baseline="as it is",
@@ -320,17 +321,16 @@ The script's own text says what was reduced so that it takes eight hours on two 
 def write(config: Config) -> None:
     """The page with its figures, and the README's table where the page is that of the whole suite."""
     files = {name: stored(config.folder, name) for name in EXPERIMENTS}
-    rows = {name: file.find() for name, file in files.items()}
+    rows = {name: ordered(file.find(), EXPERIMENTS[name]) for name, file in files.items()}
     config.page.parent.mkdir(parents=True, exist_ok=True)
     table = targets_table(TARGETS, rows)
     parts = ["## What it must show", "", table, ""]
     for name, experiment in EXPERIMENTS.items():
-        parts += [f"## {name}", "", experiment.claim, ""]
+        parts += [f"## {name}", "", f"*Claim:* {experiment.claim}", ""]
         if not any("steps" in row for row in rows[name]):
             parts += [f"Not measured yet: `python benchmarks/claims.py {name}`.", ""]
             continue
-        figure = config.page.with_name(f"{config.page.stem}-{name}.png")
-        if draw(figure, name, rows[name]):
+        for figure in draw(config.page.with_name(f"{config.page.stem}-{name}.png"), name, rows[name]):
             parts += [f"![{name}]({figure.name})", ""]
         parts += [means_table(experiment, rows[name], conditions(name, rows[name])), ""]
         parts += ["<details><summary>Every task: successes out of episodes, in brackets those held for ten steps</summary>", ""]
@@ -347,15 +347,19 @@ def conditions(name: str, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
     return {view_name(view): (view,) for view in dict.fromkeys(row["view"] for row in rows)}
 
 
-def draw(path: Path, name: str, rows: Sequence[Row]) -> bool:
-    """An experiment's figure, if it has one; whether it has."""
-    figure = {
-        "headlines": draw_headlines, "demos": draw_demos, "azimuth": draw_azimuth, "workspace": draw_workspace,
-        "circles": draw_circles, "calibration": draw_calibration,
-    }.get(name)  # fmt: skip
-    if figure is not None:
-        figure(path, [row for row in rows if "steps" in row])
-    return figure is not None
+def draw(path: Path, name: str, rows: Sequence[Row]) -> list[Path]:
+    """An experiment's figures, and where they are: beside each other, where there are several."""
+    rows = [row for row in rows if "steps" in row]
+    if name == "headlines":
+        return [draw_headlines(path, demos, rows) for demos in sorted({row["demos"] for row in rows})]
+    figures = {
+        "demos": draw_demos, "azimuth": draw_azimuth, "workspace": draw_workspace, "circles": draw_circles,
+        "calibration": draw_calibration,
+    }  # fmt: skip
+    if name not in figures:
+        return []
+    figures[name](path, rows)
+    return [path]
 
 
 def policies_of(rows: Sequence[Row]) -> list[str]:
@@ -366,19 +370,17 @@ def present(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {name: cell for name, cell in cells.items() if cell}
 
 
-def draw_headlines(path: Path, rows: Sequence[Row]) -> None:
-    """Policies side by side in each condition."""
-    numbers = sorted({row["demos"] for row in rows})
+def draw_headlines(path: Path, demos: int, rows: Sequence[Row]) -> Path:
+    """Policies side by side in each condition, after so many demonstrations."""
     cells = {
         policy: {
-            f"{demos} demos,\n{name}": bar(found)
-            for demos in numbers
-            for name, views in CONDITIONS.items()
-            if (found := outcomes(rows, views, policy=policy, demos=demos))
+            name: bar(found) for name, views in CONDITIONS.items() if (found := outcomes(rows, views, policy=policy, demos=demos))
         }
         for policy in policies_of(rows)
-    }
-    success_bars(path, present(cells), title="Mean over tasks")
+    }  # fmt: skip
+    path = path.with_name(f"{path.stem}-{demos}.png")
+    success_bars(path, present(cells), title=f"{demos} demonstrations, mean over tasks")
+    return path
 
 
 def draw_demos(path: Path, rows: Sequence[Row]) -> None:

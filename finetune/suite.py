@@ -46,7 +46,7 @@ REFERENCES = ("expert", "readout", "blind_replay")
 """Policies that are not trained, and bound those that are; their rows have seed 0."""
 FREE = ("policies", "azimuths", "shifts", "episodes", "out", "resume", "seed", "head_options", "init", "learning_rate")
 """Options that a policy's folder is not named after: it is the same under them, or what they stand for is in its name."""
-START_S, RECORD_S, REFERENCE_FACTOR, USUAL_STEPS = 8.0, 1.5, 1.5, 200
+START_S, RECORD_S, REFERENCE_FACTOR, USUAL_STEPS = 8.0, 1.0, 1.5, 200
 """For the estimate: seconds until a worker works, and of a recorded demonstration; what a control step of a reference takes beside
 one of a policy; control steps of an episode whose horizon is not known yet."""
 PROBE_STEPS, PROBE_HORIZON = 12, 150
@@ -322,7 +322,7 @@ class Rates:
 def known_rates(suite: Suite) -> Rates | None:
     """From the rows of all experiments in the results folder; None where there are none of a trained policy."""
     rows: list[Row] = [row for path in suite.results.glob("*.json") for row in json.loads(path.read_text())["rows"]]
-    rows = [row for row in rows if row.get("steps")]
+    rows = [row for row in rows if "act_seconds" in row]
     if not rows:
         return None
     kinds = {row["policy"].split("-")[0] for row in rows}

@@ -53,6 +53,21 @@ def outcomes(rows: Sequence[Row], views: Sequence[str] = ("none",), **key: Any) 
     return {place: [each for view in views for each in by_view[view][place]] for place in whole}
 
 
+def ordered(rows: Sequence[Row], experiment: Experiment) -> list[Row]:
+    """Rows in the order in which an experiment names arms, tasks, policies and views; what it does not name comes last."""
+    grids = experiment.grids
+    named = {
+        "arm": [grid.arm for grid in grids],
+        "demos": sorted({row["demos"] for row in rows}),
+        "task": [task for grid in grids for task in grid.tasks],
+        "seed": sorted({row["seed"] for row in rows}),
+        "policy": [policy for grid in grids for policy in grid.policies] + [*REFERENCES],
+        "view": [view for grid in grids for view in grid.views],
+    }
+    ranks = {name: {value: rank for rank, value in reversed(list(enumerate(values)))} for name, values in named.items()}
+    return sorted(rows, key=lambda row: [ranks[name].get(row[name], len(named[name])) for name in named])
+
+
 def by_task(found: Outcomes, places: Sequence[tuple[str, int]] | None = None) -> list[np.ndarray]:
     """Tables (r, n) of each task, of the places that are named; n is what all its training seeds have."""
     tables = []
@@ -119,7 +134,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]]) 
         if target.other_arm is not None:
             others = {target.other_arm: of(arm=target.other_arm)}
         beside = [
-            f"{display_name(name)} {told(estimate(other))}, PARA less that {told_gap(gap(para, other))}"
+            f"{display_name(name)} {told(estimate(other))}, PARA ahead by {told_gap(gap(para, other))}"
             for name, other in others.items()
             if other
         ]

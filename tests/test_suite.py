@@ -3,6 +3,7 @@
 import json
 import runpy
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from finetune import robot, suite
 from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
-from finetune.suite_page import Target, gap, means_table, outcomes, targets_table, tasks_table
+from finetune.suite_page import Target, gap, means_table, ordered, outcomes, targets_table, tasks_table
 from para_video.rollout import Cell, Episode
+from para_video.sims.shifts import Shift
 
 ROOT = Path(__file__).parent.parent
 RATES = Rates({"para": 0.5, "act": 1.0}, 0.01, {("reach-v3", 1.0): 100})
@@ -217,6 +219,20 @@ def test_tables_compare_arms_and_bring_what_bounds_them():
     assert tasks[2] == "| circles | 5 | reach | training view | 3/4 (3) | 4/4 (4) |  |  |"
 
 
+def test_rows_stand_in_the_order_in_which_an_experiment_names_them():
+    grid = replace(GRID, policies=("para", "act"), views=("none", "azimuth=6", "azimuth=12"), demos=(5, 20))
+    wanted = [
+        (5, "para", "azimuth=6"),
+        (5, "act", "none"),
+        (20, "para", "none"),
+        (20, "para", "azimuth=12"),
+        (20, "expert", "none"),
+    ]
+    rows = [row("1", demos=demos, policy=policy, view=view) for demos, policy, view in sorted(wanted)]
+    found = ordered(rows, Experiment("a", "", (grid,), ()))
+    assert [(each["demos"], each["policy"], each["view"]) for each in found] == wanted
+
+
 # ---------------------------------------------------------------- the script
 
 
@@ -233,7 +249,7 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     assert "jobs, about" in capsys.readouterr().out and acted == []
     claims["main"](config)
     files = {path.name for path in (tmp_path / "results").iterdir() if not path.name.endswith(".lock")}
-    drawn = {f"claims-{name}.png" for name in ("headlines", "demos", "azimuth", "workspace", "circles", "calibration")}
+    drawn = {f"claims-{name}.png" for name in ("headlines-20", "demos", "azimuth", "workspace", "circles", "calibration")}
     assert files == {*(f"{name}.json" for name in claims["EXPERIMENTS"]), *drawn, "claims.md"}
     text = (tmp_path / "results" / "claims.md").read_text()
     assert "Not measured" not in text and "`python benchmarks/claims.py --quick --steps 2 headlines`" in text
@@ -252,13 +268,17 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
 
 
 def test_grids_name_what_there_is(claims):
+    halves = set()
     for experiment in claims["EXPERIMENTS"].values():
         for grid in (*experiment.grids, *experiment.quick):
-            for task in grid.tasks:
-                config = RobotConfig(task=task, **grid.options)
-                for view in grid.views:
-                    config.env(suite.Shift.parse(view)).close()
             assert set(grid.policies) <= set(robot.HEADS)
+            for task, view in product(grid.tasks, grid.views):
+                config, shift = RobotConfig(task=task, **grid.options), Shift.parse(view)
+                if config.workspace:
+                    halves.add((task, shift.workspace or config.workspace, config.widen))
+    assert {workspace for _, workspace, _ in halves} == {"left", "right", "near", "far"}
+    for task, workspace, widen in halves:
+        RobotConfig(task=task, workspace=workspace, widen=widen).env().close()  # which refuses a task that cannot be split
     with pytest.raises(ValueError, match="unknown experiments.*headlines"):
         claims["Config"](names=("headline",))
 
