@@ -280,6 +280,7 @@ def main(config: Config) -> None:
     failed: Mapping[str, str] = {}
     if not config.draw:
         jobs = missing_jobs(suite, {name: config.grids(name) for name in names})
+        jobs += [job for name in names for job in EXPERIMENTS[name].jobs(suite)]
         rates = (known_rates(suite) or probed_rates(suite, jobs, config.workers)) if jobs else None
         if rates is not None:
             minutes = sum(job.seconds(rates) for job in jobs) / max(config.workers, 1) / 60

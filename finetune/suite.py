@@ -32,8 +32,7 @@ from finetune.robot import RobotConfig
 from para_video.checkpoint import WEIGHTS_FILE
 from para_video.demos import DemoSet, Plan, record_demo
 from para_video.readout import readout_spec
-from para_video.rollout import Cell as Outcomes
-from para_video.rollout import evaluation_seeds
+from para_video.rollout import Cell, evaluation_seeds
 from para_video.rows import Row, Rows
 from para_video.runs import plain_settings
 from para_video.sims.metaworld import episode_steps
@@ -78,7 +77,8 @@ class Experiment:
     """A name, a sentence that says what it claims, and what is measured for it.
 
     Args:
-        grids: all of it. quick: the same in minutes. baseline: the arm that the others are compared with, if they are.
+        grids: all of it. quick: the same in minutes. baseline: the arm that the others are compared with, if they are. jobs: of a
+            suite, the missing ones that come from no grid.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Experiment:
     grids: tuple[Grid, ...]
     quick: tuple[Grid, ...]
     baseline: str | None = None
+    jobs: Callable[[Suite], Sequence[Job]] = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Job(Protocol):
 
 
 @dataclass
-class Cell:
+class Wanted:
     """Episodes that an experiment asks of a policy in a view."""
 
     experiment: str
@@ -162,11 +163,11 @@ class PolicyJob:
     policy: str
     config: RobotConfig
     folder: Path
-    cells: list[Cell] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
 
     def seconds(self, rates: Rates) -> float:
         steps = 0 if (self.folder / "training.json").is_file() else self.config.steps
-        return START_S + steps * rates.step_of(self.policy) + _episodes(self.cells) * rates.episode(self.config)
+        return START_S + steps * rates.step_of(self.policy) + _episodes(self.wanted) * rates.episode(self.config)
 
     def run(self, suite: Suite) -> None:
         console, config = Console(), replace(self.config, resume=True)
@@ -175,14 +176,14 @@ class PolicyJob:
             policy, cost = robot.train(self.policy, config, demos.demos, self.folder, make_accelerator("bf16"), console)
             (self.folder / STATE_FILE).unlink(missing_ok=True)  # finished: a state to go on from is three times the policy
             horizon = suite.horizon(config)
-            for view, cells in _by_view(self.cells):
-                begun, seeds = time.perf_counter(), evaluation_seeds(_episodes(cells))
+            for view, wanted in _by_view(self.wanted):
+                begun, seeds = time.perf_counter(), evaluation_seeds(_episodes(wanted))
                 measured = robot.evaluate_view(self.policy, policy, config, Shift.parse(view), horizon, seeds)
                 spent = {
                     "steps": cost["steps"], "seconds": round(cost["seconds"], 1), "horizon": horizon,
                     "act_seconds": round((time.perf_counter() - begun) / len(seeds), 3),
                 }  # fmt: skip
-                keep(suite, cells, config, self.policy, measured, spent)
+                keep(suite, wanted, config, self.policy, measured, spent)
 
 
 @dataclass
@@ -191,21 +192,21 @@ class ReferenceJob:
 
     name: str
     config: RobotConfig
-    cells: list[Cell] = field(default_factory=list)
+    wanted: list[Wanted] = field(default_factory=list)
 
     def seconds(self, rates: Rates) -> float:
-        episodes = REFERENCE_FACTOR * _episodes(self.cells)
+        episodes = REFERENCE_FACTOR * _episodes(self.wanted)
         return START_S + RECORD_S * self.config.demos + episodes * rates.episode(self.config)
 
     def run(self, suite: Suite) -> None:
         demos = recorded(self.config, suite, Console()).demos
         spec = readout_spec(demos, **self.config.para_options[0])
         horizon = suite.horizon(self.config)
-        for view, cells in _by_view(self.cells):
-            asked = replace(self.config, episodes=_episodes(cells))
+        for view, wanted in _by_view(self.wanted):
+            asked = replace(self.config, episodes=_episodes(wanted))
             measured, _ = robot.bounds(asked, demos, spec, Shift.parse(view), horizon)
             for name, cell in measured.items():
-                keep(suite, cells, self.config, name, cell, {"horizon": horizon})
+                keep(suite, wanted, self.config, name, cell, {"horizon": horizon})
 
 
 def recorded(config: RobotConfig, suite: Suite, console: Console) -> DemoSet:
@@ -214,25 +215,25 @@ def recorded(config: RobotConfig, suite: Suite, console: Console) -> DemoSet:
         return robot.demonstrations(config, console)
 
 
-def keep(suite: Suite, cells: Iterable[Cell], config: RobotConfig, policy: str, measured: Outcomes, spent: Row) -> None:
+def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row) -> None:
     """Add what was measured to every experiment that asked, each as many episodes as it wanted."""
     won = "".join("01"[episode.succeeded] for episode in measured.episodes)
     held = "".join("01"[episode.held] for episode in measured.episodes)
-    for cell in cells:
+    for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
         suite.rows(cell.experiment).add({**key, "succeeded": won[: cell.episodes], "held": held[: cell.episodes], **spent})
 
 
-def _episodes(cells: Iterable[Cell]) -> int:
+def _episodes(wanted: Iterable[Wanted]) -> int:
     """Of a policy in all its views: those asked for, each once."""
     most: dict[str, int] = {}
-    for cell in cells:
+    for cell in wanted:
         most[cell.view] = max(most.get(cell.view, 0), cell.episodes)
     return sum(most.values())
 
 
-def _by_view(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
-    return [(view, [cell for cell in cells if cell.view == view]) for view in dict.fromkeys(cell.view for cell in cells)]
+def _by_view(wanted: Sequence[Wanted]) -> list[tuple[str, list[Wanted]]]:
+    return [(view, [cell for cell in wanted if cell.view == view]) for view in dict.fromkeys(cell.view for cell in wanted)]
 
 
 # -------------------------------------------------------------------- what is missing
@@ -248,20 +249,20 @@ def missing_jobs(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> lis
     for experiment, grids in experiments.items():
         known = {tuple(row[name] for name in KEY): len(row["succeeded"]) for row in suite.rows(experiment).find()}
         for grid in grids:
-            for config, policy in _wanted(suite, grid):
-                cells = [
-                    Cell(experiment, grid.arm, view, grid.episodes)
+            for config, policy in _policies(suite, grid):
+                wanted = [
+                    Wanted(experiment, grid.arm, view, grid.episodes)
                     for view in _views(grid, policy)
                     if known.get((grid.arm, config.task, config.demos, config.seed, policy or REFERENCES[-1], view), 0)
                     < grid.episodes
                 ]
-                if cells:
+                if wanted:
                     job = _job(suite, config, policy)
-                    jobs.setdefault(job.name, (config.seed, job))[1].cells.extend(cells)
+                    jobs.setdefault(job.name, (config.seed, job))[1].wanted.extend(wanted)
     return [job for _, job in sorted(jobs.values(), key=lambda entry: entry[0])]
 
 
-def _wanted(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:
+def _policies(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:
     """What is trained on and the policy, None for the references."""
     for demos, task in product(grid.demos, grid.tasks):
         config = replace(suite.robot, task=task, demos=demos, **grid.options)
@@ -407,7 +408,7 @@ def _in_this_process(jobs: Sequence[Job], suite: Suite, workers: int) -> Iterato
 def _in_workers(jobs: Sequence[Job], suite: Suite, workers: int) -> Iterator[Progress]:
     context, waiting = multiprocessing.get_context("spawn"), deque(jobs)
     running: dict[Any, tuple[Any, Job, Path, float]] = {}
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // workers)))
     taken = lambda: {job.name: time.perf_counter() - begun for _, job, _, begun in running.values()}  # noqa: E731
     try:
         while waiting or running:

@@ -105,7 +105,7 @@ def test_work_comes_seed_by_seed_and_references_under_workspaces_only(tiny):
     told = [("references" if isinstance(job, ReferenceJob) else job.policy, job.config.task, job.config.seed) for job in jobs]
     zero = [(policy, task, 0) for task in ("reach-v3", "push-v3") for policy in ("references", "para", "act")]
     assert told == zero + [(policy, task, 1) for task in ("reach-v3", "push-v3") for policy in ("para", "act")]
-    assert [cell.view for cell in jobs[0].cells] == ["none", "workspace=right"]
+    assert [cell.view for cell in jobs[0].wanted] == ["none", "workspace=right"]
 
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(tiny, acted, monkeypatch):
@@ -146,14 +146,14 @@ def test_workers_have_logs_and_one_that_fails_does_not_stop_the_other(tiny):
 
 
 def test_estimates_count_steps_that_are_left_and_each_view_once(tiny, acted):
-    cells = [suite.Cell("a", "", "none", 10), suite.Cell("b", "", "none", 20), suite.Cell("b", "", "look=1", 5)]
+    wanted = [suite.Wanted("a", "", "none", 10), suite.Wanted("b", "", "none", 20), suite.Wanted("b", "", "look=1", 5)]
     config = replace(TINY, steps=100)
-    job = PolicyJob("name", "act-plain", config, tiny.work / "p", cells)
+    job = PolicyJob("name", "act-plain", config, tiny.work / "p", wanted)
     assert job.seconds(RATES) == suite.START_S + 100 * 1.0 + 25 * 100 * 0.01
     (tiny.work / "p").mkdir(parents=True)
     (tiny.work / "p" / "training.json").write_text("{}")
     assert job.seconds(RATES) == suite.START_S + 25
-    assert ReferenceJob("r", config, cells).seconds(RATES) == suite.START_S + suite.RECORD_S * 5 + 1.5 * 25
+    assert ReferenceJob("r", config, wanted).seconds(RATES) == suite.START_S + suite.RECORD_S * 5 + 1.5 * 25
 
     assert suite.known_rates(tiny) is None
     run(tiny, some=replace(GRID, policies=("para", "act")))
