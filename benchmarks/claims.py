@@ -289,6 +289,8 @@ def main(config: Config) -> None:
                 f"{len(jobs)} jobs, about {minutes:.0f} minutes with {config.workers or 1} at a time (a training step: {per_step}; "
                 f"an acting control step: {1e3 * rates.control:.1f} ms). Logs: {config.work / 'logs'}"
             )
+        else:
+            console.print("nothing is missing")
         if config.estimate:
             return
         if rates is not None:

@@ -56,7 +56,8 @@ def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
 
 
 def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: int = 0) -> Estimate:
-    """How far the success rate of one policy lies above another's, with `bootstrap`'s interval of the paired difference.
+    """How far the success rate of one policy lies above another's, with `bootstrap`'s interval of the paired difference. It has no
+    width where every pair of episodes went alike.
 
     Args:
         tasks, others: outcomes (r, n) of each task, of the same training seeds and episodes. seed: of the bootstrap.
