@@ -9,6 +9,9 @@ Rows go to results/claims/NAME.json cell by cell, seed by seed; run it again aft
 in runs/claims: an experiment that needs a policy which another one has trained takes that one. After a change to how policies are
 trained, remove that folder and the results.
 
+All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it, which is
+all of PARA, the trunk of regression, and nothing of ACT; --init none starts every head fresh.
+
 To fit into eight hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth),
 72 in each task's cell; regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form
 better than it); all other experiments are on two tasks and one training seed with 50 episodes a cell, and where a question is about
@@ -309,14 +312,15 @@ def say(job: Job, wrong: str) -> None:
 # -------------------------------------------------------------------- the page
 
 PLACE = "benchmarks/claims.py"
-HEADING = """# Every claim, measured
+REMARKS = "\n\n".join((__doc__ or "").strip().split("\n\n")[-2:])
+HEADING = f"""# Every claim, measured
 
 Closed-loop success in Meta-World. What stands between the comments below is written by `benchmarks/claims.py` from the rows of
 measured cells; nothing is typed. Percentages are means over tasks, all of which count alike. Intervals are 95 %: Wilson's for one
 task and one training seed, else a bootstrap over training seeds and episodes, which are the same for every policy; differences are
 of paired episodes, in percentage points. Where there is one training seed, intervals are over episodes alone.
 
-The script's own text says what was reduced so that it takes eight hours on two cores.
+{REMARKS}
 
 """
 
