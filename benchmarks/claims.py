@@ -9,8 +9,8 @@ Rows go to results/claims/NAME.json cell by cell, seed by seed; run it again aft
 in runs/claims: an experiment that needs a policy which another one has trained takes that one. After a change to how policies are
 trained, remove that folder and the results.
 
-All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it, which is
-all of PARA, the trunk of regression, and nothing of ACT; --init none starts every head fresh.
+All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it: all
+of PARA, the trunk of regression, and nothing of ACT. --init none starts every head fresh.
 
 To fit into eight hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth),
 72 in each task's cell; regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form
