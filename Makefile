@@ -6,10 +6,10 @@ STAMP := .venv/.installed
 PYTEST_ARGS ?= -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint bench claims claims-quick clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | awk -F': +' '{printf "make %-12s %s\n", $$1, $$2}'
 
 venv: $(STAMP)  ## .venv with the library, the simulator, the notebooks and the developer tools
 
@@ -33,6 +33,12 @@ lint: venv  ## style and types
 bench: venv  ## speed, as ratios
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/adapters.py
+
+claims-quick: venv  ## every experiment in small, at most half an hour: results/claims-quick
+	$(BIN)/python benchmarks/claims.py --quick
+
+claims: venv  ## every experiment, about eight hours on two cores; run it again after a cut: docs/claims.md
+	$(BIN)/python benchmarks/claims.py
 
 clean:  ## remove .venv, caches and runs
 	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache runs build *.egg-info

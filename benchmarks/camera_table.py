@@ -17,17 +17,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from para_video.camera import orbit
-from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv
+from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv, height_ceiling
 from para_video.training import write_atomically
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- table: benchmarks/camera_table.py -->\n", "<!-- end of camera table -->"
 FINGER_M = 0.04
 """The gripper point lies between the fingers: what is this much nearer to the camera does not hide it."""
-GOALS = np.array([[-0.1, 0.8, 0.05], [0.1, 0.9, 0.3]])
-GOAL_RADIUS_M = 0.07
-"""Range of pick-place's goals, and how near the object has to come."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +77,6 @@ def gripper_visible(task: str, azimuth: float, config: Config) -> float:
             if env.step(env.expert_action()).ended:
                 break
     return float(np.mean(seen))
-
-
-def height_ceiling(azimuth: float, draws: int = 4000) -> float:
-    """Expected success of the best guess along a goal's ray, where goals are uniform in their box."""
-    camera = CameraPlacement()
-    goals = np.random.default_rng(0).uniform(*GOALS, (draws, 3))
-    eye = orbit(azimuth, camera.elevation_deg, camera.distance_m, camera.target)[:3, 3].numpy()
-    along = goals - eye
-    along /= np.linalg.norm(along, axis=1, keepdims=True)
-    ends = np.stack([(bound - goals) / along for bound in GOALS])
-    inside = ends.max(0).min(1) - ends.min(0).max(1)  # length of the ray's part in the box
-    return float(np.minimum(1, 2 * GOAL_RADIUS_M / inside).mean())
 
 
 if __name__ == "__main__":

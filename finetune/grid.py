@@ -16,9 +16,9 @@ from matplotlib import pyplot
 from rich.console import Console
 
 from finetune import robot
-from para_video.rollout import wilson_interval
 from para_video.rows import Row, Rows
 from para_video.sims.metaworld import episode_steps
+from para_video.statistics import difference, wilson_interval
 from para_video.training import make_accelerator
 
 KEY = ("task", "demos", "seed", "arm", "policy")
@@ -66,7 +66,8 @@ def cell(rows: Sequence[Row], view: str = "same") -> str:
 
 
 def gain(rows: Sequence[Row], others: Sequence[Row], view: str = "same") -> tuple[float, float, float]:
-    """Success rate of rows less that of others, and its 95 % interval by bootstrap over episodes, of which both saw the same.
+    """Success rate of rows less that of others, and its 95 % interval as `para_video.statistics.difference` has it; every task and
+    number of demonstrations counts alike.
 
     Raises:
         ValueError: the rows are not of the same tasks, demonstrations, seeds and numbers of episodes.
@@ -74,10 +75,13 @@ def gain(rows: Sequence[Row], others: Sequence[Row], view: str = "same") -> tupl
     kind = lambda row: (row["task"], row["demos"], row["seed"], len(row["succeeded"][view]))  # noqa: E731
     if not rows or list(map(kind, rows)) != list(map(kind, others)):
         raise ValueError(f"rows of {list(map(kind, rows))} are compared with {list(map(kind, others))}; measure what is missing")
-    difference = outcomes(rows, view) - outcomes(others, view)
-    drawn = np.random.default_rng(0).integers(len(difference), size=(10_000, len(difference)))
-    low, high = np.percentile(difference[drawn].mean(1), [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)
+    settings = dict.fromkeys((row["task"], row["demos"]) for row in rows)
+    sides = [
+        [[outcomes([row], view) for row in side if (row["task"], row["demos"]) == setting] for setting in settings]
+        for side in (rows, others)
+    ]
+    found = difference(*sides)
+    return found.mean, found.low, found.high
 
 
 def draw_arms(

@@ -66,6 +66,7 @@ from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
+    Cell,
     Episode,
     ReplanningOracle,
     Replay,
@@ -89,6 +90,9 @@ LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 """Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
 takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
+READOUT_OPTIONS = ("lift", "joint_volume", "gripper_bins")
+PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening")
+"""What `head_options` may name, of `ReadoutSpec` and of `ParaHead`."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ class RobotConfig:
     for every policy."""
     backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Of the backbone, such as '{"scale": 3}' or '{"source": "folder", "dtype": "bfloat16", "lora_rank": 16}'."""
+    head_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """Of PARA's head and its read-out, such as '{"lift": "depth", "joint_volume": true}' or '{"start": false, "opening": false}':
+    see para_video.heads.ParaHead and para_video.readout.ReadoutSpec."""
     init: str | None = None
     """Checkpoint to start from on top of the backbone's weights, such as pretrain/circles.py writes; weights of the same name and
     shape are taken. Default: the circles-pretrained heads that come with the backbone, if any; none: fresh heads."""
@@ -181,7 +188,7 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
-        self.views, self.options  # noqa: B018 - to parse them at once
+        self.views, self.options, self.para_options  # noqa: B018 - to parse them at once
 
     @property
     def policy_names(self) -> list[str]:
@@ -191,6 +198,19 @@ class RobotConfig:
     def options(self) -> dict[str, Any]:
         """What the backbone is built with."""
         return backbone_options(self.backbone, self.backbone_options)
+
+    @property
+    def para_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What PARA's read-out and its head are built with."""
+        try:
+            given = {**json.loads(self.head_options)}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'head_options are a JSON object such as {{"lift": "depth"}}, got {self.head_options!r}') from error
+        unknown = sorted(given.keys() - {*READOUT_OPTIONS, *PARA_OPTIONS})
+        if unknown:
+            raise ValueError(f"unknown head_options {unknown}; choose from {[*READOUT_OPTIONS, *PARA_OPTIONS]}")
+        readout = {name: value for name, value in given.items() if name in READOUT_OPTIONS}
+        return readout, {name: value for name, value in given.items() if name in PARA_OPTIONS}
 
     @property
     def init_folder(self) -> Path | None:
@@ -273,12 +293,19 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
     return demos
 
 
-def bounds(config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec) -> tuple[dict[str, Any], int]:
-    """The cells of expert, read-out oracle and blind replay on the training view, and the horizon for everyone."""
+def bounds(
+    config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec, shift: Shift = NO_SHIFT, horizon: int | None = None
+) -> tuple[dict[str, Cell], int]:
+    """The cells of expert, read-out oracle and blind replay, and the horizon for everyone.
+
+    Args:
+        spec: of the read-out. shift: from the training setting. horizon: default from the expert's episodes.
+    """
     seeds, servo = evaluation_seeds(config.episodes), MetaWorldServo()
-    with config.env() as env:
-        horizon = horizon_for(env)
-        trip = one_hot_round_trip(spec, ParaHead.GRID, ParaHead.SIGMA_PX, (config.size, config.size))
+    with config.env(shift) as env:
+        horizon = horizon or horizon_for(env)
+        head = {"grid": ParaHead.GRID, "sigma_px": ParaHead.SIGMA_PX} | config.para_options[1]
+        trip = one_hot_round_trip(spec, head["grid"], head["sigma_px"], (config.size, config.size))
         oracle, replay = ReplanningOracle(env, round_trip=trip), Replay(demos[0])
         runs: dict[str, Callable[[int], Episode]] = {
             "expert": lambda seed: expert_rollout(env, seed, horizon=horizon),
@@ -288,9 +315,9 @@ def bounds(config: RobotConfig, demos: Sequence[Demo], spec: ReadoutSpec) -> tup
         return {name: _measured(run, seeds, name) for name, run in runs.items()}, horizon
 
 
-def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> dict[str, Any]:
+def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
     with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
-        return evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
+        return evaluate(run, seeds, on_episode=lambda _: bar.update())
 
 
 # -------------------------------------------------------------------- policies
@@ -299,8 +326,11 @@ def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) ->
 def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:
     """What a policy is built from."""
     head, options = HEADS[name]
-    options = {"spec": readout_spec(demos), **options}
-    if name != "para":
+    if name == "para":
+        readout, own = config.para_options
+        options = {"spec": readout_spec(demos, **readout), **own}
+    else:
+        options = {"spec": readout_spec(demos), **options}
         schedule = DEFAULT_SCHEDULE
         options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
     return PolicySpec(
@@ -437,11 +467,16 @@ def evaluate_policy(
     for view, shift in config.views.items():
         if view in cells and cells[view]["episodes"] == config.episodes:
             continue
-        with config.env(shift) as env:
-            run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
-            cells[view] = _measured(run, seeds, f"{name} {view}")
+        cells[view] = evaluate_view(name, policy, config, shift, horizon, seeds).summary()
         write_atomically(path, json.dumps(cells).encode())
     return {view: cells[view] for view in config.views}
+
+
+def evaluate_view(name: str, policy: VideoPolicy, config: RobotConfig, shift: Shift, horizon: int, seeds: Sequence[int]) -> Cell:
+    """The cell of a policy under a shift."""
+    with config.env(shift) as env:
+        run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
+        return _measured(run, seeds, f"{name} {cell_name(shift)}")
 
 
 # -------------------------------------------------------------------- pictures
@@ -590,7 +625,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         trained[name], policies[name] = train(name, config, demos, out / name, accelerator, console, video, backbone=first)
     if not accelerator.is_main_process:
         return {}
-    oracle, horizon = bounds(config, demos, readout_spec(demos))
+    bounding, horizon = bounds(config, demos, readout_spec(demos, **config.para_options[0]))
     for name, policy in trained.items():
         cells = evaluate_policy(name, policy, config, out / name, horizon)
         p50, p95 = next(iter(cells.values()))["act_ms"]
@@ -601,7 +636,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "backbone": config.backbone,
         "seed": config.seed,
         "horizon": horizon,
-        "oracle": oracle,
+        "oracle": {name: cell.summary() for name, cell in bounding.items()},
         "policies": policies,
         "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
         "config": plain_settings(config),

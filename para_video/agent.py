@@ -17,6 +17,8 @@ from para_video.policy import Actions, Observation
 from para_video.readout import Targets
 
 RAY_DIM, RAY_M, RAY_LIMIT = 6, 0.3, 4.0
+RAYS_FROM_GRIPPER = slice(4, 6)
+"""Of a ray map's channels, those that tell where the gripper is."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from para_video.statistics import Estimate
 from para_video.training import write_atomically
 
 Frame = NDArray[np.uint8]
@@ -265,12 +266,12 @@ def success_bars(
     references: Mapping[str, Mapping[str, Any] | float] | None = None,
     title: str = "",
 ) -> None:
-    """A bar per policy and view with its Wilson 95 % interval and its count, and the references as horizontal lines; a PNG.
+    """A bar per policy and view with its 95 % interval and its count, and the references as horizontal lines; a PNG.
 
     Args:
         path: where to write.
-        cells: {policy: {view: cell}}, a cell holding `successes`, `episodes` and `wilson95` (low, high in [0, 1]); a policy
-            that was not run on a view has no bar there.
+        cells: {policy: {view: cell}}, a cell holding `successes`, `episodes` and `wilson95` (low, high in [0, 1]); of a mean over
+            several settings `rate` and `interval95` are drawn instead. A policy that was not run on a view has no bar there.
         references: {name: cell or rate in [0, 1]}, such as the expert, the read-out oracle and the blind replay.
         title: above the chart.
 
@@ -301,6 +302,58 @@ def success_bars(
         axes.set_xticks(range(len(views)), [display_name(view) for view in views])
         axes.set_yticks(np.linspace(0, 1, 6), [f"{p}%" for p in range(0, 101, 20)])
         _finish(path, figure, axes, title, handles)
+
+
+def success_curves(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Mapping[float, Estimate]]],
+    *,
+    xlabels: Sequence[str],
+    title: str = "",
+    ceilings: Mapping[str, Mapping[float, float]] | None = None,
+    log: bool = False,
+) -> None:
+    """Success against a number, a panel beside the other, a curve with its intervals for each policy; a PNG.
+
+    Args:
+        path: where to write.
+        panels: {panel: {policy: {x: estimate in [0, 1]}}}; a policy has one colour and mark in all panels.
+        xlabels: below each panel. title: above the first. ceilings: {panel: {x: what no policy can pass}}. log: the x axis is
+            logarithmic.
+
+    Raises:
+        ValueError: nothing to draw, or not a label for each panel.
+    """
+    policies = list(dict.fromkeys(policy for curves in panels.values() for policy in curves))
+    if not policies or len(xlabels) != len(panels):
+        raise ValueError(f"success_curves got {len(policies)} policies and {len(xlabels)} labels for {len(panels)} panels")
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(2.2 + 3.4 * len(panels), 3.8), dpi=150, facecolor=PAPER, layout="constrained")
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (panel, curves), xlabel in zip(grid, panels.items(), xlabels, strict=True):
+            _style(axes)
+            for policy, curve in curves.items():
+                i = policies.index(policy)
+                x = sorted(curve)
+                look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 7}
+                below, above = ([abs(getattr(curve[at], end) - curve[at].mean) for at in x] for end in ("low", "high"))
+                axes.errorbar(x, [curve[at].mean for at in x], (below, above), capsize=4, label=display_name(policy), **look)
+            if limit := (ceilings or {}).get(panel):
+                x = sorted(limit)
+                axes.plot(x, [limit[at] for at in x], color=GREY, linestyle="--", label="single-view ceiling")
+            axes.set(ylim=(-0.03, 1.05), xlabel=xlabel, xscale="log" if log else "linear")
+            if len(panels) > 1:
+                axes.set_title(panel, fontsize=11)
+            if log:
+                ticks = sorted({at for curve in curves.values() for at in curve})
+                axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
+                axes.minorticks_off()
+        grid[0].set_ylabel("success rate")
+        grid[0].set_yticks(np.linspace(0, 1, 6), [f"{p}%" for p in range(0, 101, 20)])
+        handles = {name: handle for axes in grid for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        grid[-1].legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9)
+        figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def error_curve(
@@ -382,22 +435,31 @@ def display_name(key: str) -> str:
 def write_table(
     page: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[str]], made: str, *, heading: str = ""
 ) -> None:
-    """Put a table, and a line that says what made it, in its place on a Markdown page.
+    """Put a table, and a line that says what made it, in its place on a Markdown page; see `write_place`."""
+    write_place(page, name, "\n".join([markdown_table(header, rows), "", made]), heading=heading)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def write_place(page: Path, name: str, text: str, *, heading: str = "") -> None:
+    """Put text in its place on a Markdown page, and leave the rest.
 
     Args:
-        name: of what writes the table; the place lies between comments with it. heading: how a page that is not there begins.
+        name: of what writes the text; the place lies between comments with it. heading: how a page that is not there begins.
 
     Raises:
         ValueError: the page has no such place.
     """
     start, end = f"<!-- table: {name} -->\n", "<!-- end of table -->"
-    text = page.read_text() if page.exists() else f"{heading}{start}{end}\n"
-    if start not in text or end not in text.partition(start)[2]:
+    whole = page.read_text() if page.exists() else f"{heading}{start}{end}\n"
+    before, found, rest = whole.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
         raise ValueError(f"{page} has no place for the table: it must contain the lines {start.strip()!r} and {end!r}")
-    before, rest = text.split(start)
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    whole = before + start + "\n".join(["", *lines, "", made, ""]) + "\n" + end + rest.split(end)[1]
-    write_atomically(page, whole.encode())
+    write_atomically(page, f"{before}{start}\n{text}\n\n{end}{after}".encode())
 
 
 def write_report(
@@ -669,7 +731,7 @@ def _even(image: Frame) -> Frame:
 
 def _rate(reference: Mapping[str, Any] | float) -> float:
     if isinstance(reference, Mapping):
-        return reference["successes"] / reference["episodes"]
+        return reference["rate"] if "interval95" in reference else reference["successes"] / reference["episodes"]
     return float(reference)
 
 
@@ -677,7 +739,7 @@ def _interval(policy: str, view: str, cell: Mapping[str, Any]) -> tuple[float, f
     """A cell's rate and how far its interval reaches below and above."""
     if cell["episodes"] < 1:
         raise ValueError(f"{policy} / {view}: a rate needs at least one episode, got {cell['episodes']}")
-    rate, (low, high) = _rate(cell), cell["wilson95"]
+    rate, (low, high) = _rate(cell), cell["interval95" if "interval95" in cell else "wilson95"]
     if not low - 1e-9 <= rate <= high + 1e-9:
         raise ValueError(f"{policy} / {view}: the interval [{low}, {high}] does not hold the rate {rate}; give both as fractions")
     return rate, max(rate - low, 0.0), max(high - rate, 0.0)
@@ -686,10 +748,14 @@ def _interval(policy: str, view: str, cell: Mapping[str, Any]) -> tuple[float, f
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), dpi=150, facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e3e7ec", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _finish(path: str | Path, figure: Figure, axes: Any, title: str, handles: Sequence[Any] | None = None) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
+from para_video.agent import RAY_DIM, RAYS_FROM_GRIPPER, ActionHead, Batch, Query, RobotState
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sampled, sinusoid
 from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
@@ -139,6 +139,8 @@ class ParaHead(ActionHead):
         condition: length of the condition vector; the default is that of a robot's state, see `robot_condition`.
         sigma_px: standard deviation of the target Gaussian in image pixels. jitter_px: in training, z, gripper and rotation are
             read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
+        start: whether the head is told where in the image the gripper is, and where rays go from there. opening: whether it is told
+            the gripper's opening. Without them, to measure what they are worth.
     """
 
     GRID, SIGMA_PX = 64, 2.0
@@ -155,8 +157,11 @@ class ParaHead(ActionHead):
         condition: int = ROBOT_CONDITION,
         sigma_px: float = SIGMA_PX,
         jitter_px: float = 1.5,
+        start: bool = True,
+        opening: bool = True,
     ) -> None:
         super().__init__()
+        self.start, self.opening = start, opening
         if grid % 8 or grid < 8:
             raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
@@ -228,7 +233,10 @@ class ParaHead(ActionHead):
             return self(features, times=query.times, size=query.size)
         condition = self.robot_condition(state)
         rays = state.ray_map(self.trunk.side, query.size)
-        maps = self(features, times=query.times, size=query.size, start=state.pixel(), rays=rays, condition=condition)
+        if not self.start:
+            rays[:, RAYS_FROM_GRIPPER] = 0
+        start = state.pixel() if self.start else None
+        maps = self(features, times=query.times, size=query.size, start=start, rays=rays, condition=condition)
         return replace(maps, origin=self._z(state)) if self.spec.relative else maps
 
     def _z(self, state: RobotState) -> Tensor:
@@ -242,7 +250,8 @@ class ParaHead(ActionHead):
         height cannot be told from pixels under an unknown zoom or roll.
         """
         z = self._z(state)
-        known = torch.stack([torch.ones_like(z), state.opening * 2 - 1, z / PROBE_M], -1)
+        opening = state.opening * 2 - 1 if self.opening else torch.zeros_like(z)
+        known = torch.stack([torch.ones_like(z), opening, z / PROBE_M], -1)
         known = torch.cat([known, sinusoid(z * 100, HEIGHT_DIM)], -1)
         points = torch.cat([state.position[:, None], state.position[:, None] + PROBE_M * torch.eye(3).to(known)], 1)
         with torch.autocast(points.device.type, enabled=False):  # bf16 matrix products would drown the differences

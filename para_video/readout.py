@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -247,10 +247,14 @@ def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tupl
     return through
 
 
-def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE) -> ReadoutSpec:
-    """Height bins around how far the demonstrations go up or down within a chunk."""
-    reach = HEIGHT_MARGIN_M
+def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE, **options: Any) -> ReadoutSpec:
+    """Height bins around how far the demonstrations go up or down within a chunk; with lift="depth", around how far they go towards
+    the camera or away. options: more of `ReadoutSpec`."""
+    spec, reach = ReadoutSpec(relative=True, **options), 0.0
     for demo in demos:
         targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
-        reach = max(reach, HEIGHT_MARGIN_M + float(np.abs(targets[..., 2] - demo.positions[:, None, 2]).max()))
-    return ReadoutSpec(z=Bins(-reach, reach, HEIGHT_BINS), relative=True)
+        points = torch.from_numpy(np.concatenate([demo.positions[:, None], targets], 1))
+        z = spec.z_of(points, demo.camera)
+        reach = max(reach, float((z[:, 1:] - z[:, :1]).abs().max()))
+    reach += HEIGHT_MARGIN_M
+    return replace(spec, z=Bins(-reach, reach, HEIGHT_BINS))

@@ -7,7 +7,6 @@ if the replay succeeds, the task needs no eyes.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from para_video.camera import Camera
 from para_video.demos import EVALUATION_SEED, Demo, ScriptedEnv, future_targets
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Env, Observation, Policy, Schedule, Servo, StepResult, View
+from para_video.statistics import wilson_interval
 
 HELD_STEPS = 10
 """A success is held when it lasts for this many steps."""
@@ -88,19 +88,6 @@ class Cell:
             "act_ms": list(self.act_ms) if self.act_ms else None,
             "succeeded_at": {str(episode.seed): episode.succeeded_at for episode in self.episodes},
         }
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; z = 1.959964 is 95 %.
-
-    Raises:
-        ValueError: n below 1, or successes outside [0, n].
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"wants 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    centre = (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluation_seeds(count: int) -> range:

@@ -26,8 +26,11 @@ SETTINGS_FILE = "settings.json"
 C = TypeVar("C")
 
 
-def command_line(main: Callable[[C], object], config: type[C], text: str) -> None:
-    """Run a script from its command line: errors that name their remedy are told in one line, and an interrupt too.
+def command_line(
+    main: Callable[[C], object], config: type[C], text: str, again: str = "the same options and --resume --out FOLDER"
+) -> None:
+    """Run a script from its command line: errors that name their remedy are told in one line, and an interrupt too, after which the
+    user goes on with `again`.
 
     Set PARA_VIDEO_TRACEBACK=1 to see where an error came from.
     """
@@ -35,7 +38,7 @@ def command_line(main: Callable[[C], object], config: type[C], text: str) -> Non
     try:
         main(tyro.cli(config, description=text))
     except KeyboardInterrupt as interrupt:
-        console.print(f"{interrupt or 'stopped'}; go on with the same options and --resume --out FOLDER", markup=False)
+        console.print(f"{interrupt or 'stopped'}; go on with {again}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):

@@ -7,8 +7,8 @@ import torch
 
 from backbones import compare
 from backbones.compare import CompareConfig, build, draw_sweep, drop, redraw, sweep, table
-from para_video.rollout import wilson_interval
 from para_video.rows import Rows
+from para_video.statistics import wilson_interval
 
 TINY = {
     "steps": 1, "circle_steps": 1, "batch_size": 2, "clips": 4, "held_out": 2, "task": "reach-v3", "demos": 1,

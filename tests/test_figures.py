@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from para_video import figures
+from para_video.statistics import Estimate
 
 GREY = np.full((96, 128, 3), 90, np.uint8)
 
@@ -166,6 +167,27 @@ def test_bars_are_as_high_as_their_rates(tmp_path: Path) -> None:
     assert (half - full) / (fifth - full) == pytest.approx(0.5 / 0.8, abs=0.02)
 
 
+def test_a_bar_of_a_mean_is_as_high_as_the_mean(tmp_path: Path) -> None:
+    path = tmp_path / "bars.png"
+    mean = {"successes": 10, "episodes": 50, "rate": 0.5, "interval95": (0.4, 0.6)}
+    figures.success_bars(path, {"a": {"same": cell(50)}, "b": {"same": mean}, "c": {"same": cell(25)}})
+    image = np.asarray(Image.open(path))
+    assert bar_top(image, figures.PALETTE[1]) == pytest.approx(bar_top(image, figures.PALETTE[2]), abs=1)
+
+
+def test_curves_are_the_same_bytes_twice_and_differ_with_their_intervals(tmp_path: Path) -> None:
+    sure, unsure = ({0: Estimate(1, 1, 1), 10: Estimate(0.5, low, 0.6)} for low in (0.4, 0.1))
+    for name, curve in (("sure", sure), ("again", sure), ("unsure", unsure)):
+        figures.success_curves(
+            tmp_path / name, {"a": {"para": curve}, "b": {"act": {0: Estimate(0, 0, 0.1)}}}, xlabels=["x", "y"],
+            ceilings={"a": {0: 1.0, 10: 0.9}},
+        )  # fmt: skip
+    content = [(tmp_path / name).read_bytes() for name in ("sure", "again", "unsure")]
+    assert content[0] == content[1] != content[2]
+    with pytest.raises(ValueError, match="1 labels for 2 panels"):
+        figures.success_curves(tmp_path / "x", {"a": {"para": sure}, "b": {"para": sure}}, xlabels=["x"])
+
+
 def test_charts_are_the_same_bytes_twice_and_differ_with_their_data(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")]
     for path, k in zip(files[:3], (20, 20, 30), strict=True):
@@ -300,3 +322,8 @@ def test_a_table_takes_its_place_and_nothing_else(tmp_path):
     assert "| x | y |\n| --- | --- |\n| 3 | 4 |\n\nmade again\n" in text and "| 1 | 2 |" not in text
     with pytest.raises(ValueError, match=r"page\.md has no place for the table"):
         figures.write_table(page, "b.py", ["x"], [], "")
+    page.write_text(text + "<!-- table: b.py -->\n<!-- end of table -->\nlast\n")
+    figures.write_place(page, "a.py", "new")
+    figures.write_place(page, "b.py", "other")
+    places = "<!-- table: a.py -->\n\nnew\n\n<!-- end of table -->\nafter\n<!-- table: b.py -->\n\nother\n\n"
+    assert page.read_text() == f"# Title\n\n{places}<!-- end of table -->\nlast\n"

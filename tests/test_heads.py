@@ -253,6 +253,21 @@ def test_robot_condition_by_hand() -> None:
         assert torch.equal(head.robot_condition(state)[0], found)
 
 
+def test_a_head_that_is_not_told_of_start_or_opening_answers_the_same_whatever_they_are(monkeypatch) -> None:
+    features, query, state = make_features(), Query(TIMES, SIZE), make_state()
+    moved = replace(state, position=state.position + torch.tensor([0.05, 0.02, 0.0]))
+    opened = replace(state, opening=state.opening + 0.5)
+
+    def same(head: ParaHead, other: RobotState) -> bool:
+        first, second = (head.maps(features, query, each) for each in (state, other))
+        pixels = torch.full((1, 2, 2), 20.0)
+        return torch.equal(first.heat, second.heat) and torch.equal(first.read(pixels).z, second.read(pixels).z)
+
+    assert same(make_head(opening=False), opened) and not same(make_head(), opened)
+    monkeypatch.setattr(ParaHead, "robot_condition", lambda head, _: torch.zeros(1, head.condition))  # which knows the height
+    assert same(make_head(start=False), moved) and not same(make_head(), moved)
+
+
 @pytest.mark.parametrize("lift", ["height", "depth"])
 def test_relative_bins_count_from_the_gripper(lift: str) -> None:
     """Robot, camera and targets all raised by 0.7 m: the same losses, and answers raised by 0.7 m, but for what it is told of the

@@ -21,9 +21,9 @@ from para_video.rollout import (
     expert_rollout,
     horizon_for,
     rollout,
-    wilson_interval,
 )
 from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
+from para_video.statistics import wilson_interval
 
 CAMERA = Camera.from_fov(45, (8, 8), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
 FIVE_BY_TWO = Schedule(frame_stride=5, chunk=6, executed=2)
@@ -229,20 +229,6 @@ def test_a_schedule_has_to_be_possible(wrong: dict[str, int]) -> None:
 
 
 # ---------------------------------------------------------------- counting
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (45, 50, 0.7864, 0.9565), (1, 1, 0.2065, 1.0)],
-)
-def test_wilson_intervals_are_those_of_the_book(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
-def test_an_interval_wants_a_proportion(successes: int, n: int) -> None:
-    with pytest.raises(ValueError, match="successes"):
-        wilson_interval(successes, n)
 
 
 def test_a_cell_counts_its_episodes() -> None:

@@ -282,6 +282,22 @@ def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
     assert all(torch.equal(value, other[name]) for other in weights[1:] for name, value in weights[0].items())
 
 
+def test_paras_head_takes_options_and_its_depth_bins_hold_what_was_demonstrated(tmp_path):
+    given = {"lift": "depth", "joint_volume": True, "start": False, "mixing": 1}
+    config = robot.RobotConfig(task="reach-v3", size=64, head_options=json.dumps(given))
+    with config.env() as env:
+        demos = record_demos(env, Plan(1)).demos
+    options = robot.policy_spec("para", config, demos).head_options
+    assert options["spec"].lift == "depth" and options["spec"].joint_volume and (options["start"], options["mixing"]) == (False, 1)
+    targets = torch.from_numpy(demos[0].targets(np.arange(len(demos[0])), chunk=6, stride=3)[0])
+    distance = lambda points: (points - demos[0].camera.position).norm(dim=-1)  # noqa: E731
+    moved = (distance(targets) - distance(torch.from_numpy(demos[0].positions))[:, None]).abs().max()
+    assert options["spec"].z.high == pytest.approx(float(moved) + 0.03) and options["spec"].relative
+    head = robot.policy_spec("para", config, demos).build().head
+    assert not head.start and head.opening
+    assert "start" not in robot.policy_spec("act", config, demos).head_options
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -289,6 +305,8 @@ def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):
         ({"azimuths": "0;18"}, "azimuths must be numbers"),
         ({"backbone_options": "scale=2"}, "options of a backbone are a JSON object"),
         ({"backbone": "minni"}, "unknown backbone 'minni'"),
+        ({"head_options": "lift=depth"}, "head_options are a JSON object"),
+        ({"head_options": '{"lifts": "depth"}'}, "unknown head_options.*lifts.*choose from.*lift"),
         ({"demos": 0}, "at least 1"),
         ({"azimuths": "nan"}, "azimuths must be numbers"),
         ({"shifts": "look=1; colour=2"}, "unknown shift 'colour'"),

@@ -56,6 +56,10 @@ TASKS: tuple[str, ...] = tuple(sorted(ALL_V3_ENVIRONMENTS))
 METRES_PER_COMMAND = 0.01
 """How far a command of 1 moves the commanded hand in one control step."""
 
+PICK_PLACE_GOALS = np.array([[-0.1, 0.8, 0.05], [0.1, 0.9, 0.3]])
+GOAL_RADIUS_M = 0.07
+"""Range of pick-place's goals, and how near the object has to come."""
+
 _FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos", "geom_rgba")
 _SCENERY = ("world", "tablelink", "RetainingWall")
 """Bodies that stand around in (nearly) every task: floor, table and the wall behind it."""
@@ -313,10 +317,23 @@ class MetaWorldEnv:
 
 
 @functools.cache
-def episode_steps(task: str) -> int:
-    """Control steps of an episode of a task as it comes, from the expert's."""
-    with MetaWorldEnv(task, size=16) as env:
+def episode_steps(task: str, widen: float = 1.0) -> int:
+    """Control steps of an episode of a task, from the expert's."""
+    with MetaWorldEnv(task, size=16, widen=widen) as env:
         return horizon_for(env)
+
+
+def height_ceiling(azimuth: float, draws: int = 4000) -> float:
+    """How often a policy could place pick-place's floating goal, seen by a camera at `azimuth` degrees, if it knew the goal's pixel
+    and the range of goals exactly, and nothing of its height: it guesses the best place along the goal's ray."""
+    camera = CameraPlacement()
+    goals = np.random.default_rng(0).uniform(PICK_PLACE_GOALS[0], PICK_PLACE_GOALS[1], (draws, 3))
+    eye = orbit(azimuth, camera.elevation_deg, camera.distance_m, camera.target)[:3, 3].numpy()
+    along = goals - eye
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    ends = np.stack([(bound - goals) / along for bound in PICK_PLACE_GOALS])
+    inside = ends.max(0).min(1) - ends.min(0).max(1)  # length of the ray's part in the box
+    return float(np.minimum(1, 2 * GOAL_RADIUS_M / inside).mean())
 
 
 class MetaWorldServo:

@@ -1,0 +1,217 @@
+"""What a suite's rows say, as Markdown: estimates with intervals, differences, and tables that name what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.suite import REFERENCES, Experiment
+from para_video.figures import display_name, markdown_table
+from para_video.rows import Row
+from para_video.statistics import Estimate, difference, success_rate
+
+Outcomes = dict[tuple[str, int], list[int]]
+"""Episodes, 0 or 1, by task and training seed."""
+NAMES = {"none": "training view", "azimuth=18": "azimuth +18°", "azimuth=-18": "azimuth -18°"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of what the project wants to show.
+
+    Args:
+        text: what is measured. share: of success that PARA is to reach. experiment, demos, views, arm: where its rows are. besides:
+            policies beside it. other_arm: what PARA is compared with in place of policies. remark: printed behind.
+    """
+
+    text: str
+    share: float
+    experiment: str
+    demos: int
+    views: tuple[str, ...]
+    arm: str = ""
+    besides: tuple[str, ...] = ()
+    other_arm: str | None = None
+    remark: str = ""
+
+
+def outcomes(rows: Sequence[Row], views: Sequence[str] = ("none",), **key: Any) -> Outcomes:
+    """The episodes of all rows with these values of their key, those of several views one after the other; where one of the views
+    is missing, nothing."""
+    by_view = {
+        view: {
+            (row["task"], row["seed"]): [int(digit) for digit in row["succeeded"]]
+            for row in rows
+            if row["view"] == view and all(row[name] == value for name, value in key.items())
+        }
+        for view in views
+    }
+    whole = [place for place in by_view[views[0]] if all(place in found for found in by_view.values())]
+    return {place: [each for view in views for each in by_view[view][place]] for place in whole}
+
+
+def ordered(rows: Sequence[Row], experiment: Experiment) -> list[Row]:
+    """Rows in the order in which an experiment names arms, tasks, policies and views; what it does not name comes last."""
+    grids = experiment.grids
+    named = {
+        "arm": [grid.arm for grid in grids],
+        "demos": sorted({row["demos"] for row in rows}),
+        "task": [task for grid in grids for task in grid.tasks],
+        "seed": sorted({row["seed"] for row in rows}),
+        "policy": [policy for grid in grids for policy in grid.policies] + [*REFERENCES],
+        "view": [view for grid in grids for view in grid.views],
+    }
+    ranks = {name: {value: rank for rank, value in reversed(list(enumerate(values)))} for name, values in named.items()}
+    return sorted(rows, key=lambda row: [ranks[name].get(row[name], len(named[name])) for name in named])
+
+
+def by_task(found: Outcomes, places: Sequence[tuple[str, int]] | None = None) -> list[np.ndarray]:
+    """Tables (r, n) of each task, of the places that are named; n is what all its training seeds have."""
+    tables = []
+    chosen = list(found) if places is None else places
+    for task in dict.fromkeys(task for task, _ in chosen):
+        episodes = [found[place] for place in chosen if place[0] == task]
+        tables.append(np.array([each[: min(map(len, episodes))] for each in episodes]))
+    return tables
+
+
+def gap(found: Outcomes, others: Outcomes) -> Estimate | None:
+    """How far a policy lies above another, on the tasks, training seeds and episodes that both have; None where there are none."""
+    places = [place for place in found if place in others]
+    if not places:
+        return None
+    pairs = list(zip(by_task(found, places), by_task(others, places), strict=True))
+    shared = [min(mine.shape[1], theirs.shape[1]) for mine, theirs in pairs]
+    mine, theirs = ([pair[side][:, :n] for pair, n in zip(pairs, shared, strict=True)] for side in (0, 1))
+    return difference(mine, theirs)
+
+
+def estimate(found: Outcomes) -> Estimate | None:
+    return success_rate(by_task(found)) if found else None
+
+
+def bar(found: Outcomes) -> dict[str, Any]:
+    """A cell for `success_bars`."""
+    rate, episodes = success_rate(by_task(found)), [each for episodes in found.values() for each in episodes]
+    return {"successes": sum(episodes), "episodes": len(episodes), "rate": rate.mean, "interval95": (rate.low, rate.high)}
+
+
+def told(rate: Estimate | None) -> str:
+    return "" if rate is None else f"{rate.mean:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def told_gap(found: Estimate | None) -> str:
+    """In percentage points."""
+    return "" if found is None else f"{100 * found.mean:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
+
+
+def measured_on(found: Outcomes) -> str:
+    tasks, seeds = ({place[i] for place in found} for i in (0, 1))
+    count = sum(map(len, found.values()))
+    return f"{len(tasks)} task{'s' * (len(tasks) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {count} episodes"
+
+
+def view_name(view: str) -> str:
+    return NAMES.get(view, view.replace("=", " ").replace("_", " "))
+
+
+# -------------------------------------------------------------------- tables
+
+
+def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]]) -> str:
+    """Every line of what is to be shown, with what was measured beside, reached or not."""
+    lines = []
+    for target in targets:
+        of = lambda policy="para", target=target, **key: outcomes(  # noqa: E731
+            rows[target.experiment], target.views, policy=policy, demos=target.demos, **{"arm": target.arm, **key}
+        )
+        para = of()
+        rate = estimate(para)
+        others = {policy: of(policy) for policy in target.besides}
+        if target.other_arm is not None:
+            others = {target.other_arm: of(arm=target.other_arm)}
+        beside = [
+            f"{display_name(name)} {told(estimate(other))}, PARA ahead by {told_gap(gap(para, other))}"
+            for name, other in others.items()
+            if other
+        ]
+        reached = "not measured" if rate is None else ("**yes**" if rate.mean >= target.share else "no")
+        lines.append(
+            [
+                target.text + target.remark,
+                f"{target.share:.0%}",
+                told(rate),
+                reached,
+                "; ".join(beside),
+                measured_on(para) * bool(para),
+            ]
+        )
+    header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
+    return markdown_table(header, lines)
+
+
+def means_table(experiment: Experiment, rows: Sequence[Row], views: Mapping[str, Sequence[str]]) -> str:
+    """Success by arm, demonstrations and condition, means over tasks; how far PARA lies above each policy, and each arm above the
+    experiment's baseline.
+
+    Args:
+        views: by what a condition is called, those that it is the mean of.
+    """
+    policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] not in REFERENCES))
+    others = [policy for policy in policies if policy != "para"] if "para" in policies else []
+    arms = list(dict.fromkeys(grid.arm for grid in experiment.grids))
+    titles = [*(display_name(policy) for policy in policies), *(f"PARA - {display_name(policy)}" for policy in others)]
+    titles += [f"over {experiment.baseline}"] * (experiment.baseline is not None)
+    lines = []
+    for demos in sorted({row["demos"] for row in rows if row["policy"] in policies}):
+        for arm in arms:
+            for name, merged in views.items():
+                found = {policy: outcomes(rows, merged, policy=policy, arm=arm, demos=demos) for policy in policies}
+                if not any(found.values()):
+                    continue
+                cells = [told(estimate(found[policy])) for policy in policies]
+                cells += [told_gap(gap(found["para"], found[other])) for other in others]
+                if experiment.baseline is not None:
+                    base = outcomes(rows, merged, policy="para", arm=experiment.baseline, demos=demos)
+                    cells.append(told_gap(gap(found["para"], base)) if arm != experiment.baseline else "")
+                most = max(found.values(), key=lambda each: sum(map(len, each.values())))
+                lines.append([*([arm] if any(arms) else []), str(demos), name, *cells, measured_on(most)])
+    return markdown_table([*(["arm"] if any(arms) else []), "demonstrations", "view", *titles, "measured on"], lines)
+
+
+def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> str:
+    """Every task: policies with successes out of episodes of all training seeds, in brackets those held, and what bounds them."""
+    policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] not in REFERENCES))
+    arms = any(row["arm"] for row in rows)
+    lines = []
+    for arm, demos, task, view in dict.fromkeys((row["arm"], row["demos"], row["task"], row["view"]) for row in rows):
+        cells = []
+        for policy in [*policies, *REFERENCES]:
+            here = [row for row in rows if (row["arm"], row["task"], row["view"]) == (arm, task, view) and row["policy"] == policy]
+            if policy not in REFERENCES:
+                here = [row for row in here if row["demos"] == demos]
+            won, held = ("".join(row[field] for row in here) for field in ("succeeded", "held"))
+            cells.append(f"{won.count('1')}/{len(won)} ({held.count('1')})" if won else "")
+        if any(cells[: len(policies)]):
+            lines.append([*([arm] if arms else []), str(demos), task.removesuffix("-v3"), name(view), *cells])
+    titles = [display_name(policy) for policy in [*policies, *REFERENCES]]
+    return markdown_table([*(["arm"] if arms else []), "demonstrations", "task", "view", *titles], lines)
+
+
+def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The line that says what made an experiment's rows."""
+    trained = [row for row in rows if row["policy"] not in REFERENCES]
+    once = {(row["arm"], row["task"], row["demos"], row["seed"], row["policy"]): row["seconds"] for row in trained}
+    steps, seeds = (sorted({row[name] for row in trained}) for name in ("steps", "seed"))
+    training = sum(once.values()) / 3600
+    acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
+    versions = settings["versions"]
+    return (
+        f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
+        f"{', '.join(map(str, steps))} steps of {settings['batch_size']} clips, training seeds {', '.join(map(str, seeds))}; "
+        f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
+        f"torch {versions['torch']}, Meta-World {versions['metaworld']}, MuJoCo {versions['mujoco']}."
+    )

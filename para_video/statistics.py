@@ -1,0 +1,99 @@
+"""What a number of episodes says of a success rate: intervals of one run, of several training seeds, and of a difference.
+
+Outcomes are 0 or 1, and tables of them are (r, n): r training seeds, n episodes whose seeds are the same in every row and for every
+policy, so that rows and policies are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+DRAWS = 10_000
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion; z = 1.959964 is 95 %.
+
+    Raises:
+        ValueError: n below 1, or successes outside [0, n].
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"wants 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
+    """Success over tasks, all of which count alike.
+
+    The interval is Wilson's for one task and one training seed, else `bootstrap`'s. Where every episode had the same outcome a
+    bootstrap has no width, and the interval is Wilson's of all episodes.
+
+    Args:
+        tasks: outcomes (r, n) of each task. seed: of the bootstrap.
+    """
+    tables = [_table(task) for task in tasks]
+    outcomes = np.concatenate([table.ravel() for table in tables])
+    if (len(tables) == 1 and len(tables[0]) == 1) or len(np.unique(outcomes)) == 1:
+        return Estimate(float(outcomes.mean()), *wilson_interval(int(outcomes.sum()), len(outcomes)))
+    return bootstrap(tables, seed)
+
+
+def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: int = 0) -> Estimate:
+    """How far the success rate of one policy lies above another's, with `bootstrap`'s interval of the paired difference. It has no
+    width where every pair of episodes went alike.
+
+    Args:
+        tasks, others: outcomes (r, n) of each task, of the same training seeds and episodes. seed: of the bootstrap.
+
+    Raises:
+        ValueError: they are not of the same tasks, training seeds or episodes.
+    """
+    shapes = [[_table(task).shape for task in side] for side in (tasks, others)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"outcomes {shapes[0]} cannot be paired with {shapes[1]}; compare what both were measured on")
+    return bootstrap([_table(task) - _table(other) for task, other in zip(tasks, others, strict=True)], seed)
+
+
+def bootstrap(tasks: Sequence[ArrayLike], seed: int = 0, draws: int = DRAWS) -> Estimate:
+    """The mean over tasks of the means of values (r, n), and its 95 % interval by a bootstrap over training seeds and episodes.
+
+    Both are drawn with replacement, each episode for all training seeds at once since they share it (Owen 2007, the pigeonhole
+    bootstrap). Tasks are not drawn: the mean is one over these tasks. With one training seed the interval is over episodes alone.
+    """
+    rng = np.random.default_rng(seed)
+    tables = [_table(task) for task in tasks]
+    if not tables:
+        raise ValueError("a mean over no tasks; pass at least one table of outcomes")
+    drawn = np.zeros(draws)
+    for table in tables:
+        r, n = table.shape
+        seeds = rng.multinomial(r, np.full(r, 1 / r), draws) / r
+        episodes = rng.multinomial(n, np.full(n, 1 / n), draws) / n
+        drawn += np.einsum("di,ij,dj->d", seeds, table, episodes, optimize=True) / len(tables)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(np.mean([table.mean() for table in tables])), float(low), float(high))
+
+
+def _table(values: ArrayLike) -> NDArray[np.float64]:
+    """Values as (r, n); those of one training seed may come as (n,)."""
+    table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if table.ndim != 2 or table.size == 0:
+        raise ValueError(f"outcomes are (training seeds, episodes), at least one of each; got shape {table.shape}")
+    return table

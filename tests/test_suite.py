@@ -1,0 +1,296 @@
+"""Experiments: what they ask for is trained once, kept cell by cell, gone on with, and told as tables."""
+
+import json
+import runpy
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from finetune import robot, suite
+from finetune.robot import RobotConfig
+from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
+from finetune.suite_page import Target, gap, means_table, ordered, outcomes, targets_table, tasks_table
+from para_video.rollout import Cell, Episode
+from para_video.sims.shifts import Shift
+
+ROOT = Path(__file__).parent.parent
+RATES = Rates({"para": 0.5, "act": 1.0}, 0.01, {("reach-v3", 1.0): 100})
+TINY = RobotConfig(task="reach-v3", steps=1, batch_size=1, size=64, spread_over=0, backbone="mini-random")
+GRID = Grid(("reach-v3",), (1,), (0,), ("para",), ("none", "azimuth=18"), episodes=1)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Suite:
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    return Suite(TINY, tmp_path / "results", tmp_path / "work", "python benchmarks/claims.py")
+
+
+@pytest.fixture
+def acted(monkeypatch) -> list[tuple[str, str, str]]:
+    """Nothing is trained, nothing is simulated: a note of (policy, task, view) for what would be."""
+    calls: list[tuple[str, str, str]] = []
+
+    def train(name, config, demos, folder, *_, **__):
+        if not (folder / "training.json").exists():
+            calls.append((name, config.task, "trained"))
+            folder.mkdir(parents=True)
+            (folder / "training.json").write_text("{}")
+        return None, {"steps": config.steps, "seconds": 3.0}
+
+    def evaluate_view(name, policy, config, shift, horizon, seeds):
+        calls.append((name, config.task, str(shift)))
+        return Cell(tuple(Episode(seed, 5 if seed % 2 else None, seed % 4 == 1, 20) for seed in seeds))
+
+    def bounds(config, *_):
+        return {name: Cell((Episode(0, 3, True, 9),) * config.episodes) for name in suite.REFERENCES}, 100
+
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: robot.DemoSet(()))
+    for function in (train, evaluate_view, bounds):
+        monkeypatch.setattr(robot, function.__name__, function)
+    monkeypatch.setattr(suite, "episode_steps", lambda *_: 100)
+    return calls
+
+
+def run(tiny: Suite, **experiments: Grid) -> dict[str, str]:
+    return run_jobs(missing_jobs(tiny, {name: [grid] for name, grid in experiments.items()}), tiny, RATES, 0)
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_cells_are_measured_once_and_a_policy_is_trained_once_for_all_experiments(tiny, acted):
+    assert run(tiny, first=GRID) == {}
+    assert acted == [("para", "reach-v3", "trained"), ("para", "reach-v3", "none"), ("para", "reach-v3", "azimuth=18")]
+    rows = tiny.rows("first").find(policy="para")
+    assert [(row["view"], row["succeeded"], row["steps"], row["horizon"]) for row in rows] == [
+        ("azimuth=18", "0", 1, 100), ("none", "0", 1, 100),
+    ]  # fmt: skip
+    assert {row["policy"] for row in tiny.rows("first").find(view="none")} == {"para", *suite.REFERENCES}
+    acted.clear()
+    assert run(tiny, first=GRID) == {} and acted == []
+
+    run(tiny, first=replace(GRID, views=("none", "look=1")), second=replace(GRID, episodes=4))
+    assert acted == [("para", "reach-v3", "look=1"), ("para", "reach-v3", "none"), ("para", "reach-v3", "azimuth=18")]
+    (row,) = tiny.rows("second").find(policy="para", view="none")
+    assert (row["succeeded"], row["held"]) == ("0101", "0100")
+    settings = json.loads((tiny.results / "second.json").read_text())["settings"]
+    assert settings["command"] == "python benchmarks/claims.py second" and settings["versions"]["torch"]
+
+
+def test_each_experiment_gets_as_many_episodes_as_it_asked_for(tiny, acted):
+    run(tiny, few=replace(GRID, episodes=2), many=replace(GRID, episodes=6))
+    assert len(acted) == 3
+    lengths = [len(tiny.rows(name).find(policy="para", view="none")[0]["succeeded"]) for name in ("few", "many")]
+    assert lengths == [2, 6]
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 2}, {"init": "none"}, {"learning_rate": 1e-4}, {"widen": 1.5}, {"head_options": '{"start": false}'}]
+)
+def test_a_policy_that_is_trained_otherwise_is_another_one(change, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    config = RobotConfig(init=str(tmp_path))
+    name = suite.trained_on(config, "para")
+    assert suite.trained_on(replace(config, **change), "para") != name
+    assert suite.trained_on(replace(config, episodes=3, azimuths="5", resume=True), "para") == name
+    (tmp_path / "model.safetensors").write_bytes(b"trained on")
+    assert suite.trained_on(config, "para") != name
+
+
+def test_work_comes_seed_by_seed_and_references_under_workspaces_only(tiny):
+    wide = replace(GRID, seeds=(0, 1), policies=("para", "act"), views=("none", "azimuth=18", "workspace=right"))
+    jobs = missing_jobs(tiny, {"a": [wide], "b": [replace(wide, tasks=("push-v3",))]})
+    told = [("references" if isinstance(job, ReferenceJob) else job.policy, job.config.task, job.config.seed) for job in jobs]
+    zero = [(policy, task, 0) for task in ("reach-v3", "push-v3") for policy in ("references", "para", "act")]
+    assert told == zero + [(policy, task, 1) for task in ("reach-v3", "push-v3") for policy in ("para", "act")]
+    assert [cell.view for cell in jobs[0].wanted] == ["none", "workspace=right"]
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(tiny, acted, monkeypatch):
+    broken = robot.train
+
+    def train(name, *args, **options):
+        if name == "act":
+            raise FloatingPointError("loss is not finite")
+        return broken(name, *args, **options)
+
+    monkeypatch.setattr(robot, "train", train)
+    failed = run(tiny, some=replace(GRID, policies=("act", "para")))
+    assert list(failed.values()) == ["FloatingPointError: loss is not finite"]
+    assert [row["policy"] for row in tiny.rows("some").find(view="azimuth=18")] == ["para"]
+    monkeypatch.setattr(robot, "train", broken)
+    assert [job.policy for job in missing_jobs(tiny, {"some": [replace(GRID, policies=("act", "para"))]})] == ["act"]
+
+
+@dataclass
+class Sum:
+    """A job that is no training: any picklable thing with a name, seconds and run."""
+
+    name: str
+    share: int
+
+    def seconds(self, rates: Rates) -> float:
+        return 1.0
+
+    def run(self, suite: Suite) -> None:
+        suite.rows("sums").add({**dict.fromkeys(KEY, ""), "arm": self.name, "value": 6 // self.share})
+
+
+def test_workers_have_logs_and_one_that_fails_does_not_stop_the_other(tiny):
+    failed = run_jobs([Sum("half", 2), Sum("none", 0)], tiny, RATES, workers=2)
+    assert list(failed) == ["none"]
+    assert "ZeroDivisionError" in failed["none"] and str(tiny.work / "logs" / "none.log") in failed["none"]
+    assert [row["value"] for row in tiny.rows("sums").find()] == [3]
+
+
+def test_estimates_count_steps_that_are_left_and_each_view_once(tiny, acted):
+    wanted = [suite.Wanted("a", "", "none", 10), suite.Wanted("b", "", "none", 20), suite.Wanted("b", "", "look=1", 5)]
+    config = replace(TINY, steps=100)
+    job = PolicyJob("name", "act-plain", config, tiny.work / "p", wanted)
+    assert job.seconds(RATES) == suite.START_S + 100 * 1.0 + 25 * 100 * 0.01
+    (tiny.work / "p").mkdir(parents=True)
+    (tiny.work / "p" / "training.json").write_text("{}")
+    assert job.seconds(RATES) == suite.START_S + 25
+    assert ReferenceJob("r", config, wanted).seconds(RATES) == suite.START_S + suite.RECORD_S * 5 + 1.5 * 25
+
+    assert suite.known_rates(tiny) is None
+    run(tiny, some=replace(GRID, policies=("para", "act")))
+    rates = suite.known_rates(tiny)
+    assert rates.step == {"para": 3.0, "act": 3.0} and rates.horizons == {("reach-v3", 1.0): 100}
+
+
+def test_a_cell_is_really_measured_after_a_probe(tiny, monkeypatch):
+    """As the suite does it: probe, references, a policy, its rows; then further views of the same policy."""
+    jobs = missing_jobs(tiny, {"small": [replace(GRID, views=("none",))]})
+    monkeypatch.setattr(suite, "PROBE_STEPS", 2)
+    monkeypatch.setattr(suite, "PROBE_HORIZON", 9)
+    rates = suite.probed_rates(tiny, jobs, 0)
+    assert rates.step["para"] > 0 and rates.control > 0
+    assert run_jobs(jobs, tiny, rates, 0) == {}
+    by_policy = {row["policy"]: row for row in tiny.rows("small").find()}
+    assert by_policy["expert"]["succeeded"] == by_policy["readout"]["succeeded"] == "1"
+    assert by_policy["para"]["seconds"] > 0 and by_policy["para"]["act_seconds"] > 0
+    assert not list(tiny.work.glob("policies/*/training.safetensors")) and list(tiny.work.glob("policies/*/model.safetensors"))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def row(won: str, policy="para", view="none", arm="", task="reach-v3", seed=0, demos=5):
+    key = {"arm": arm, "task": task, "demos": demos, "seed": seed, "policy": policy, "view": view}
+    return {**key, "succeeded": won, "held": won, "steps": 3, "seconds": 1.0, "act_seconds": 0.1, "horizon": 100}
+
+
+def test_outcomes_of_views_are_joined_where_all_are_there():
+    rows = [row("10", view="azimuth=18"), row("11", view="azimuth=-18"), row("00", view="azimuth=18", seed=1)]
+    assert outcomes(rows, ("azimuth=18", "azimuth=-18"), policy="para") == {("reach-v3", 0): [1, 0, 1, 1]}
+
+
+def test_a_gap_is_over_what_both_have():
+    mine = outcomes([row("1111"), row("0000", seed=1), row("1111", task="push-v3")], policy="para")
+    theirs = outcomes([row("0000", policy="act"), row("00", policy="act", task="push-v3")], policy="act")
+    found = gap(mine, theirs)
+    assert (found.mean, found.low, found.high) == (1, 1, 1)
+    assert gap(mine, {}) is None
+
+
+def test_a_line_of_what_is_to_be_shown_is_reached_or_not_or_not_measured():
+    targets = [
+        Target("same view", 0.9, "a", 5, ("none",), besides=("act",)),
+        Target("looks", 0.6, "a", 5, ("look=1",)),
+        Target("circles", 0.6, "c", 5, ("none",), arm="circles", other_arm="scratch"),
+    ]
+    rows = {"a": [row("1" * 19 + "0"), row("0" * 20, policy="act")], "c": [row("10", arm="circles"), row("00", arm="scratch")]}
+    table = [line.split(" | ") for line in targets_table(targets, rows).splitlines()[2:]]
+    assert table[0][1:4] == ["90%", "95% (76% to 99%)", "**yes**"] and "ACT 0%" in table[0][4] and "+95 (" in table[0][4]
+    assert table[1][3] == "not measured" and table[2][3] == "no" and "scratch 0%" in table[2][4]
+    assert table[0][5].startswith("1 task, 1 seed, 20 episodes")
+
+
+def test_tables_compare_arms_and_bring_what_bounds_them():
+    arms = tuple(Grid(("reach-v3",), (5,), (0,), ("para",), arm=arm) for arm in ("circles", "scratch"))
+    rows = [row("1110", arm="circles"), row("1000", arm="scratch"), row("1111", arm="circles", policy="expert", demos=50)]
+    means = means_table(Experiment("c", "", arms, (), baseline="scratch"), rows, {"same": ("none",)}).splitlines()
+    assert means[0] == "| arm | demonstrations | view | PARA | over scratch | measured on |"
+    assert means[2].startswith("| circles | 5 | same | 75% (") and " | +50 (" in means[2] and " |  | 1 task" in means[3]
+    tasks = tasks_table(rows).splitlines()
+    assert tasks[2] == "| circles | 5 | reach | training view | 3/4 (3) | 4/4 (4) |  |  |"
+
+
+def test_rows_stand_in_the_order_in_which_an_experiment_names_them():
+    grid = replace(GRID, policies=("para", "act"), views=("none", "azimuth=6", "azimuth=12"), demos=(5, 20))
+    wanted = [
+        (5, "para", "azimuth=6"),
+        (5, "act", "none"),
+        (20, "para", "none"),
+        (20, "para", "azimuth=12"),
+        (20, "expert", "none"),
+    ]
+    rows = [row("1", demos=demos, policy=policy, view=view) for demos, policy, view in sorted(wanted)]
+    found = ordered(rows, Experiment("a", "", (grid,), ()))
+    assert [(each["demos"], each["policy"], each["view"]) for each in found] == wanted
+
+
+# ---------------------------------------------------------------- the script
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return runpy.run_path(str(ROOT / "benchmarks" / "claims.py"))
+
+
+def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "probe", lambda *_: RATES)
+    options = {"tasks": ("reach-v3", "push-v3"), "episodes": 4, "workers": 0, "steps": 2, "work": tmp_path / "work"}
+    config = claims["Config"](**options, results=tmp_path / "results", quick=True)
+    claims["main"](replace(config, estimate=True))
+    assert "jobs, about" in capsys.readouterr().out and acted == []
+    claims["main"](config)
+    files = {path.name for path in (tmp_path / "results").iterdir() if not path.name.endswith(".lock")}
+    drawn = {f"claims-{name}.png" for name in ("headlines-20", "demos", "azimuth", "workspace", "circles", "calibration")}
+    assert files == {*(f"{name}.json" for name in claims["EXPERIMENTS"]), *drawn, "claims.md"}
+    text = (tmp_path / "results" / "claims.md").read_text()
+    assert "Not measured" not in text and "`python benchmarks/claims.py --quick --steps 2 headlines`" in text
+    trained = [call for call in acted if call[2] == "trained"]
+    # per task: headlines 3, PARA with 5, half a workspace, circles' scratch with 5 and 20, one form of the head
+    assert len(trained) == 2 * 8
+
+    def full_disk(*_, **__):
+        raise OSError("no space")
+
+    monkeypatch.setattr(robot, "train", full_disk)
+    other = replace(config, names=("calibration",), results=tmp_path / "other")
+    with pytest.raises(RuntimeError, match="2 of 4 jobs failed, all others are kept.*OSError: no space"):
+        claims["main"](other)
+    assert (tmp_path / "other" / "claims.md").is_file()
+
+
+def test_grids_name_what_there_is(claims):
+    halves = set()
+    for experiment in claims["EXPERIMENTS"].values():
+        for grid in (*experiment.grids, *experiment.quick):
+            assert set(grid.policies) <= set(robot.HEADS)
+            for task, view in product(grid.tasks, grid.views):
+                config, shift = RobotConfig(task=task, **grid.options), Shift.parse(view)
+                if config.workspace:
+                    halves.add((task, shift.workspace or config.workspace, config.widen))
+    assert {workspace for _, workspace, _ in halves} == {"left", "right", "near", "far"}
+    for task, workspace, widen in halves:
+        RobotConfig(task=task, workspace=workspace, widen=widen).env().close()  # which refuses a task that cannot be split
+    with pytest.raises(ValueError, match="unknown experiments.*headlines"):
+        claims["Config"](names=("headline",))
+
+
+def test_the_page_and_the_readme_are_those_of_the_rows(claims, tmp_path, monkeypatch):
+    """No figure is typed: what the script writes from results/claims is what the pages say."""
+    pages = {name: (ROOT / name).read_text() for name in ("docs/claims.md", "README.md")}
+    (tmp_path / "docs").mkdir()
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text)
+    module = claims["write"].__globals__
+    monkeypatch.setitem(module, "PAGE", tmp_path / "docs" / "claims.md")
+    monkeypatch.setitem(module, "README", tmp_path / "README.md")
+    claims["write"](claims["Config"]())
+    assert {name: (tmp_path / name).read_text() for name in pages} == pages
