@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState
+from para_video.agent import RAY_DIM, ActionHead, Batch, Query, RobotState, VideoPolicy
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sampled, sinusoid
 from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
@@ -303,6 +303,20 @@ class ParaHead(ActionHead):
             mask = _both(known, targets.rotation_mask)[..., None].expand(goal_rotation.shape[:-1])
             losses["rotation"] = masked_cross_entropy(read.rotation, goal_rotation, mask)
         return losses
+
+
+@torch.no_grad()
+def action_maps(policy: VideoPolicy, clip: Tensor, state: RobotState) -> ActionMaps:
+    """What a policy with PARA's head says of clips (b, t, 3, H, W), under bf16 autocast as in `VideoPolicy.predict`.
+
+    Raises:
+        ValueError: its head is another.
+    """
+    if not isinstance(policy.head, ParaHead):
+        raise ValueError(f"{type(policy.head).__name__} has no heatmaps; pass a policy whose head is ParaHead")
+    with torch.autocast(clip.device.type, torch.bfloat16):
+        features, query = policy.features(clip)
+        return policy.head.maps(features, query, state)
 
 
 class GlobalMixer(nn.Module):

@@ -239,6 +239,20 @@ def exact_round_trip(points: Tensor, gripper: Tensor, camera: Camera, position: 
     return camera.lift_at_height(pixels, points[..., 2]), gripper
 
 
+@dataclass(frozen=True)
+class ExpertPlan:
+    """What the expert would do from a state, for t targets `stride` control steps apart.
+
+    Args:
+        points: (t, 3) targets, world metres. gripper: (t,) commands; see `para_video.demos.future_targets`.
+        commands: (t * stride, d) of every control step.
+    """
+
+    points: Tensor
+    gripper: Tensor
+    commands: np.ndarray
+
+
 class ReplanningOracle:
     """Answers with what the expert would do from the present state, after a read-out's round trip.
 
@@ -259,19 +273,23 @@ class ReplanningOracle:
 
     def act(self, observation: Observation) -> Actions:
         """The expert's future; the observation is not looked at."""
-        state = self.env.save_state()
+        plan = self.plan()
+        position = torch.from_numpy(self.env.position).float()
+        decoded, effort = self.round_trip(plan.points, plan.gripper, self.env.camera, position)
+        return Actions(decoded[None], effort[None])
+
+    def plan(self) -> ExpertPlan:
+        """What the expert would do from here; the simulator is left as it was."""
+        state, (chunk, stride) = self.env.save_state(), (self.schedule.chunk, self.schedule.frame_stride)
         rows = []
-        for _ in range(self.schedule.chunk * self.schedule.frame_stride):
+        for _ in range(chunk * stride):
             command = self.env.expert_action()
-            rows.append((self.env.position, command[3], self.env.commanded_move(command)))
+            rows.append((self.env.position, command, self.env.commanded_move(command)))
             self.env.step(command)
         self.env.restore_state(state)
-        positions, gripper, moves = (np.stack(column) for column in zip(*rows, strict=True))
-        chunk, stride = self.schedule.chunk, self.schedule.frame_stride
-        targets, efforts = future_targets(positions, gripper, moves, np.zeros(1, int), chunk=chunk, stride=stride)
-        points, position = torch.from_numpy(targets[0]), torch.from_numpy(positions[0]).float()
-        decoded, effort = self.round_trip(points, torch.from_numpy(efforts[0]), self.env.camera, position)
-        return Actions(decoded[None], effort[None])
+        positions, commands, moves = (np.stack(column) for column in zip(*rows, strict=True))
+        targets, gripper = future_targets(positions, commands[:, 3], moves, np.zeros(1, int), chunk=chunk, stride=stride)
+        return ExpertPlan(torch.from_numpy(targets[0]), torch.from_numpy(gripper[0]), commands)
 
 
 class Replay:
