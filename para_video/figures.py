@@ -396,7 +396,7 @@ def write_table(
         raise ValueError(f"{page} has no place for the table: it must contain the lines {start.strip()!r} and {end!r}")
     before, rest = text.split(start)
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    whole = before + start + "\n".join(["", *lines, "", made, ""]) + "\n" + end + rest.split(end)[1]
+    whole = before + start + "\n".join(["", *lines, "", made, ""]) + "\n" + end + rest.partition(end)[2]
     write_atomically(page, whole.encode())
 
 

@@ -156,8 +156,8 @@ def rollout(
         if on_decision is not None:
             on_decision(observation, actions)
         targets, gripper = _executed(actions, schedule)
-        for segment in range(schedule.executed):
-            if segment > 0 and schedule.executed - segment < context:  # the next decision's clip reaches back to here
+        for segment in range(len(targets)):
+            if segment > 0 and len(targets) - segment < context:  # the next decision's clip reaches back to here
                 seen.append(env.observe())
             for command in servo.commands(targets[segment], gripper[segment], env.position, schedule.frame_stride):
                 if verdict.add(env.step(command)):
@@ -221,10 +221,11 @@ def _with_history(seen: Sequence[Observation], context: int) -> Observation:
 
 def _executed(actions: Actions, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """Targets (t, 3) and gripper commands (t,) of the first batch element, as far as they are carried out."""
-    targets = actions.positions[0, : schedule.executed].double().cpu().numpy()
-    gripper = actions.gripper[0, : schedule.executed].double().cpu().numpy()
-    if len(targets) < schedule.executed or len(gripper) < schedule.executed:
-        raise ValueError(f"the policy gave {len(targets)} targets, the schedule executes {schedule.executed}; lower `executed`")
+    executed = min(schedule.executed, actions.executed or schedule.executed)
+    targets = actions.positions[0, :executed].double().cpu().numpy()
+    gripper = actions.gripper[0, :executed].double().cpu().numpy()
+    if len(targets) < executed or len(gripper) < executed:
+        raise ValueError(f"the policy gave {len(targets)} targets, the schedule executes {executed}; lower `executed`")
     if not (np.isfinite(targets).all() and np.isfinite(gripper).all()):
         raise ValueError(f"the policy gave targets that are no numbers: {targets.tolist()}, gripper {gripper.tolist()}")
     return targets, gripper
