@@ -19,13 +19,13 @@ from typing import Annotated
 
 import tyro
 
-from finetune.grid import KEY, cell, draw_arms, gain
+from finetune.grid import KEY, draw_arms
 from finetune.robot import actor, cell_name
-from finetune.trained import Trained, digits, load_trained, measured
+from finetune.trained import Trained, digits, load_trained, measured, told
 from para_video.demos import EVALUATION_SEED
 from para_video.figures import display_name, write_table
 from para_video.ladder import RUNGS, Rung
-from para_video.rollout import rollout, wilson_interval
+from para_video.rollout import rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
 from para_video.sims.metaworld import MetaWorldServo, episode_steps
@@ -82,8 +82,8 @@ def main(config: Config) -> list[Row]:
     for folder in config.runs:
         trained = load_trained(folder)
         for parts in RUNGS:
-            if trained.missing(rows, arm_of(parts)):
-                trained.add(rows, arm_of(parts), climb(trained, parts, shifts, config))
+            if trained.missing(rows, arm=arm_of(parts)):
+                trained.add(rows, climb(trained, parts, shifts, config), arm=arm_of(parts))
     write(config, rows)
     return rows.find()
 
@@ -124,7 +124,7 @@ def write(config: Config, rows: Rows) -> None:
     columns = [(policy, view) for policy in policies for view in views]
     titles = [f"{display_name(policy)}, {display_name(view)}" for policy, view in columns]
     table = [
-        [arm, *(text for policy, view in columns for text in told(rows, policy, arm, view))]
+        [arm, *(text for policy, view in columns for text in told(rows, policy, arm, "nothing", view))]
         for arm in map(arm_of, RUNGS)
     ]  # fmt: skip
     header = ["replaced", *(text for title in titles for text in (title, "gain"))]
@@ -137,19 +137,6 @@ def write(config: Config, rows: Rows) -> None:
         suffix = "" if view == views[0] else f"-{view}"
         path = config.page.with_name(f"{config.page.stem}{suffix}.png")
         draw_arms(path, found, arms, policies, f"Success with parts replaced by the truth, {display_name(view)}", view)
-
-
-def told(rows: Rows, policy: str, arm: str, view: str) -> tuple[str, str]:
-    """Successes with Wilson's interval, and the gain in percentage points over the policy as it is."""
-    measured, before = rows.find(policy=policy, arm=arm), rows.find(policy=policy, arm="nothing")
-    if not measured:
-        return "", ""
-    won = sum(row["succeeded"][view].count("1") for row in measured)
-    n = sum(len(row["succeeded"][view]) for row in measured)
-    low, high = wilson_interval(won, n)
-    points = [100 * number for number in gain(measured, before, view)]
-    told = "" if arm == "nothing" else f"{points[0]:+.0f} ({points[1]:+.0f} to {points[2]:+.0f})"
-    return f"{cell(measured, view)} ({low:.0%}-{high:.0%})", told
 
 
 def errors_of(row: Row, view: str) -> list[str]:

@@ -11,10 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from finetune.grid import cell, gain, outcomes
 from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import WEIGHTS_FILE, load_policy
-from para_video.rollout import Cell, Episode, evaluate
+from para_video.rollout import Cell, Episode, evaluate, wilson_interval
 from para_video.rows import Row, Rows
 from para_video.runs import SETTINGS_FILE
 
@@ -37,13 +38,13 @@ class Trained:
         """What tells its rows apart from those of other policies."""
         return {"task": self.config.task, "demos": self.config.demos, "seed": self.config.seed, "policy": self.name}
 
-    def missing(self, rows: Rows, arm: str) -> bool:
-        """Whether there is no row of this arm, or one of other weights."""
-        return not rows.find(**self.key, arm=arm, weights=self.weights)
+    def missing(self, rows: Rows, **more: Any) -> bool:
+        """Whether there is no row of these weights; more: what else is in the rows' key."""
+        return not rows.find(**self.key, **more, weights=self.weights)
 
-    def add(self, rows: Rows, arm: str, measured: Row) -> None:
-        """Keep what was measured of an arm."""
-        rows.add({**self.key, "arm": arm, "weights": self.weights, **measured})
+    def add(self, rows: Rows, measured: Row, **more: Any) -> None:
+        """Keep what was measured."""
+        rows.add({**self.key, **more, "weights": self.weights, **measured})
 
 
 def load_trained(folder: Path) -> Trained:
@@ -73,3 +74,18 @@ def measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> 
 def digits(cell: Cell) -> str:
     """Its outcomes, a digit an episode."""
     return "".join("01"[episode.succeeded] for episode in cell.episodes)
+
+
+def told(rows: Rows, policy: str, arm: str, before: str, view: str) -> tuple[str, str]:
+    """For a table: an arm's successes with Wilson's interval, and the gain in percentage points over another arm of the same policy
+    with its interval. Empty where there are none."""
+    measured, others = rows.find(policy=policy, arm=arm), rows.find(policy=policy, arm=before)
+    if not measured:
+        return "", ""
+    won = outcomes(measured, view)
+    low, high = wilson_interval(int(won.sum()), len(won))
+    share = f"{cell(measured, view)} ({low:.0%}-{high:.0%})"
+    if arm == before:
+        return share, ""
+    points = [100 * number for number in gain(measured, others, view)]
+    return share, f"{points[0]:+.0f} ({points[1]:+.0f} to {points[2]:+.0f})"
