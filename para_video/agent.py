@@ -14,7 +14,7 @@ from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.heatmap import cells_to_pixels
 from para_video.policy import Actions, Observation
-from para_video.readout import Targets
+from para_video.readout import ReadoutSpec, Targets
 
 RAY_DIM, RAY_M, RAY_LIMIT = 6, 0.3, 4.0
 RAYS_FROM_GRIPPER = slice(4, 6)
@@ -89,7 +89,10 @@ class Query:
 
 
 class ActionHead(nn.Module, ABC):
-    """Reads actions off feature maps. Heads are compared on the same features and are told the same `RobotState`."""
+    """Reads actions off feature maps. Heads are compared on the same features and are told the same `RobotState`; `spec` says what
+    their bins mean."""
+
+    spec: ReadoutSpec
 
     @abstractmethod
     def loss(self, features: VideoFeatures, query: Query, batch: Batch) -> dict[str, Tensor]:

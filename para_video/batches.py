@@ -30,6 +30,11 @@ class Augmentation:
     Args:
         roll_deg, turn_deg: the camera is rotated about its own centre: about the view axis, and sideways and up or down.
         zoom: the focal length changes by up to this factor. All three warp the image by an exact homography.
+        stretch: up to this factor between the focal lengths along x and y. crop: the principal point is moved by up to this share
+            of the image, as if another part were cropped. Both are homographies too.
+        paste: patches of other demonstrations that are pasted into a clip. paste_size: least and most of their height and width, as
+            shares of the image's. paste_away: how far, as a share of its width, they stay from wherever the demonstration's
+            gripper comes: what is handled is not hidden, and labels stay.
         gain, bias: standard deviations of a factor and an offset per colour channel. noise: of pixel noise.
         mirror: probability that the clip is seen in a mirror, which shows another scene at no cost: image, camera, robot and
             targets are reflected together. The robot's condition tells the two worlds apart, where a task has a handedness.
@@ -48,6 +53,11 @@ class Augmentation:
     mirror: float = 0.5
     mirror_normal: tuple[float, float, float] = (1.0, 0.0, 0.0)
     shift_m: float = 0.04
+    stretch: float = 1.0
+    crop: float = 0.0
+    paste: int = 0
+    paste_size: tuple[float, float] = (0.06, 0.25)
+    paste_away: float = 0.1
 
 
 class CircleBatches(Dataset):
@@ -131,13 +141,24 @@ def warp_images(images: Tensor, homography: Tensor) -> Tensor:
     return F.grid_sample(images, grid.view(-1, h, w, 2), padding_mode="border", align_corners=False)
 
 
-def random_camera_warp(camera: Camera, augmentation: Augmentation, generator: torch.Generator) -> tuple[Camera, Tensor]:
-    """Cameras (b,) turned and zoomed at random, and the homographies (b, 3, 3) from new to old pixels."""
+def random_camera_warp(
+    camera: Camera, augmentation: Augmentation, generator: torch.Generator, size: tuple[int, int]
+) -> tuple[Camera, Tensor]:
+    """Cameras (b,) of images of size (H, W), turned, zoomed, stretched and cropped at random, and the homographies (b, 3, 3) from
+    new to old pixels."""
     b = camera.batch_shape[0]
     draw = lambda *shape: torch.rand(*shape, generator=generator) * 2 - 1  # noqa: E731
     angles = draw(b, 3) * torch.deg2rad(torch.tensor([augmentation.turn_deg, augmentation.turn_deg, augmentation.roll_deg]))
     zoom = augmentation.zoom ** draw(b)
-    return camera.warped(zoom, matrix_from_euler(angles))
+    camera, homography = camera.warped(zoom, matrix_from_euler(angles))
+    if augmentation.stretch == 1 and augmentation.crop == 0:
+        return camera, homography
+    wider = augmentation.stretch ** (draw(b) / 2)
+    change = torch.diag_embed(torch.stack([wider, 1 / wider, torch.ones(b)], -1))
+    change[:, :2, 2] = augmentation.crop * draw(b, 2) * torch.tensor([size[1], size[0]])
+    middle = torch.tensor([[1.0, 0, (size[1] - 1) / 2], [0, 1, (size[0] - 1) / 2], [0, 0, 1]])
+    change = middle @ change @ torch.linalg.inv(middle)  # new_pixel ~ change old_pixel, about the image's middle
+    return replace(camera, intrinsics=change @ camera.intrinsics), homography @ torch.linalg.inv(change)
 
 
 def random_colours(clip: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -190,9 +211,8 @@ class DemoBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step, self.rank))
-        batch = self.gather([self.steps[i] for i in rng.integers(len(self.steps), size=self.batch_size)])
-        if self.augmentation is not None:
-            batch = augmented(batch, self.augmentation, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        chosen = [self.steps[i] for i in rng.integers(len(self.steps), size=self.batch_size)]
+        batch = self.augment(self.gather(chosen), chosen, int(rng.integers(2**62)))
         if batch.clip.shape[1] == self.context:
             return batch
         return replace(batch, clip=batch.clip[:, : self.context], future=batch.clip[:, self.context :])
@@ -210,6 +230,28 @@ class DemoBatches(Dataset):
         targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations, **masks)
         return Batch(clips.float() / 255, targets, state)
 
+    def augment(self, batch: Batch, steps: Sequence[tuple[int, int]], seed: int) -> Batch:
+        """What `gather` gave of steps, under random changes of a seed."""
+        if self.augmentation is None:
+            return batch
+        if self.augmentation.paste:
+            batch = replace(batch, clip=self._pasted(batch.clip, steps, self.augmentation, np.random.default_rng((seed, 1))))
+        return augmented(batch, self.augmentation, torch.Generator().manual_seed(seed))
+
+    def _pasted(
+        self, clips: Tensor, steps: Sequence[tuple[int, int]], augmentation: Augmentation, rng: np.random.Generator
+    ) -> Tensor:
+        """Clips (b, t, 3, H, W) of steps with patches of other demonstrations in them; of the same one where there is no other."""
+        clips = clips.clone()
+        for clip, (d, _) in zip(clips, steps, strict=True):
+            path, _ = self.demos[d].camera.project(torch.from_numpy(self.demos[d].positions))
+            donors = [step for step in self.steps if step[0] != d] or self.steps
+            for _ in range(augmentation.paste):
+                e, k = donors[rng.integers(len(donors))]
+                donor = self.frames[e][np.clip(k + self.shown, 0, len(self.demos[e]) - 1)].float() / 255
+                paste_patch(clip, donor, path, augmentation, rng)
+        return clips
+
     def _row(self, demo: Demo, frames: Tensor, k: int) -> tuple[Tensor, ...]:
         targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
         turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
@@ -219,6 +261,24 @@ class DemoBatches(Dataset):
             frames[np.clip(k + self.shown, 0, len(demo) - 1)],
             *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)),
         )
+
+
+def paste_patch(clip: Tensor, donor: Tensor, path: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> None:
+    """Paste a random rectangle of a donor into a clip, both (t, 3, H, W), away from a path (n, 2) of pixels.
+
+    Where no such place is found in a few draws, nothing is pasted.
+    """
+    h, w = clip.shape[-2:]
+    away = augmentation.paste_away * w
+    low, high = augmentation.paste_size
+    for _ in range(8):
+        height, width = (max(1, round(share * side)) for share, side in zip(rng.uniform(low, high, 2), (h, w), strict=True))
+        y, x, from_y, from_x = (int(rng.integers(s - part + 1)) for s, part in ((h, height), (w, width)) * 2)
+        corner, far = torch.tensor([x, y]), torch.tensor([x + width - 1, y + height - 1])
+        nearest = torch.minimum(torch.maximum(path, corner), far)
+        if (path - nearest).norm(dim=-1).min() >= away:
+            clip[..., y : y + height, x : x + width] = donor[..., from_y : from_y + height, from_x : from_x + width]
+            return
 
 
 def _given(part: T | None, name: str) -> T:
@@ -233,8 +293,8 @@ def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generat
     batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
     batch = shifted(batch, augmentation.shift_m * (torch.rand(len(batch.clip), 2, generator=generator) * 2 - 1))
     state = _given(batch.state, "robot state")
-    camera, homography = random_camera_warp(state.camera, augmentation, generator)
-    b, t = batch.clip.shape[:2]
+    b, t, _, *size = batch.clip.shape
+    camera, homography = random_camera_warp(state.camera, augmentation, generator, (size[0], size[1]))
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
     clip = random_colours(clip, augmentation, generator)
     pixels, depth = camera.project(_given(batch.targets.positions, "positions"))

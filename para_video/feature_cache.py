@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from para_video.agent import Batch, VideoPolicy
-from para_video.batches import DemoBatches, augmented
+from para_video.batches import DemoBatches
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
 from para_video.training import to_device, whole_folder, write_atomically
@@ -129,10 +129,9 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
     """Features, in bf16, and labels of every step of the demonstrations in one augmented copy."""
     device = next(policy.parameters()).device
     for first in range(0, len(batches.steps), batch_size):
-        batch = batches.gather(batches.steps[first : first + batch_size])
-        if batches.augmentation is not None:
-            seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
-            batch = augmented(batch, batches.augmentation, torch.Generator().manual_seed(seed))
+        steps = batches.steps[first : first + batch_size]
+        seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
+        batch = batches.augment(batches.gather(steps), steps, seed)
         with torch.autocast(device.type, torch.bfloat16):
             features, query = policy.features(batch.clip.to(device))
         features = to_device(features, torch.device("cpu"))

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from para_video.agent import RAY_DIM, RAYS_FROM_GRIPPER, ActionHead, Batch, Query, RobotState
+from para_video.agent import RAY_DIM, RAYS_FROM_GRIPPER, ActionHead, Batch, Query, RobotState, VideoPolicy
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sampled, sinusoid
-from para_video.heatmap import gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
+from para_video.heatmap import cells_to_pixels, gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
 from para_video.layers import TokenBlock, places
 from para_video.policy import Actions
 from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
@@ -56,6 +56,13 @@ class ActionMaps:
     def read(self, pixels: Tensor) -> PixelLogits:
         """What the head reads at pixels (b, t, 2); beyond the border the border is read."""
         return self.head.read(self, pixels)
+
+    def log_volume(self) -> Tensor:
+        """(b, t, z, h, w) log-probability in nats of every cell and z bin; what is missing to one is "not visible".
+
+        In the factorised form z is read at the embedding's cells and interpolated in between.
+        """
+        return self.head.log_volume(self)
 
 
 class Trunk(nn.Module):
@@ -225,6 +232,24 @@ class ParaHead(ActionHead):
         rotation = logits[..., self.spec.gripper_bins :].unflatten(-1, (3, -1)) if self.spec.rotation_bins else None
         return PixelLogits(z, logits[..., : self.spec.gripper_bins], rotation)
 
+    def log_volume(self, maps: ActionMaps) -> Tensor:
+        """See `ActionMaps.log_volume`."""
+        grid = (maps.heat.shape[-2], maps.heat.shape[-1])
+        if maps.volume is not None:
+            whole = torch.cat([maps.volume.float().flatten(-3), maps.outside.float()[..., None]], -1)
+            return whole.log_softmax(-1)[..., :-1].unflatten(-1, (-1, *grid))
+        t, (h, w) = len(maps.index), maps.embedding.shape[-2:]
+        axes = torch.arange(w, device=maps.heat.device), torch.arange(h, device=maps.heat.device)
+        cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).float()
+        pixels = cells_to_pixels(cells, (h, w), maps.size).repeat(t, 1).expand(len(maps.heat), -1, -1)
+        everywhere = replace(
+            maps, index=maps.index.repeat_interleave(h * w), context=maps.context.repeat_interleave(h * w, 1)
+        )  # fmt: skip
+        z = self.read(everywhere, pixels).z.log_softmax(-1).unflatten(1, (t, h, w)).movedim(-1, 2)
+        z = F.interpolate(z.flatten(0, 1), grid, mode="bilinear", align_corners=False).unflatten(0, z.shape[:2])
+        heat = torch.cat([maps.heat.float().flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
+        return heat[..., :-1].unflatten(-1, grid)[:, :, None] + z
+
     # ---------------------------------------------------------------- the interface of heads
 
     def maps(self, features: VideoFeatures, query: Query, state: RobotState | None) -> ActionMaps:
@@ -312,6 +337,20 @@ class ParaHead(ActionHead):
             mask = _both(known, targets.rotation_mask)[..., None].expand(goal_rotation.shape[:-1])
             losses["rotation"] = masked_cross_entropy(read.rotation, goal_rotation, mask)
         return losses
+
+
+@torch.no_grad()
+def action_maps(policy: VideoPolicy, clip: Tensor, state: RobotState) -> ActionMaps:
+    """What a policy with PARA's head says of clips (b, t, 3, H, W), under bf16 autocast as in `VideoPolicy.predict`.
+
+    Raises:
+        ValueError: its head is another.
+    """
+    if not isinstance(policy.head, ParaHead):
+        raise ValueError(f"{type(policy.head).__name__} has no heatmaps; pass a policy whose head is ParaHead")
+    with torch.autocast(clip.device.type, torch.bfloat16):
+        features, query = policy.features(clip)
+        return policy.head.maps(features, query, state)
 
 
 class GlobalMixer(nn.Module):

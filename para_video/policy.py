@@ -48,6 +48,7 @@ class Actions:
         pixels: (b, t, 2) image positions, or None for policies that have none.
         visible: (b, t) probability that the target is inside the image, or None.
         log_probability: (b, t) of the decoded action under the policy, nats. entropy: (b, t) of its distribution, nats.
+        executed: how many targets to carry out before the next decision, at most the schedule's; None for as many as that says.
     """
 
     positions: Tensor
@@ -57,6 +58,7 @@ class Actions:
     visible: Tensor | None = None
     log_probability: Tensor | None = None
     entropy: Tensor | None = None
+    executed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def demonstrated(demos: Sequence[Demo], stride: int, augmentation: Augmentation)
         clip = torch.from_numpy(demo.frames[rows].transpose(0, 3, 1, 2)).float()
         clip = clip.flip(-1) if rng.random() < augmentation.mirror else clip
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        _, homography = random_camera_warp(demo.camera[None], augmentation, generator)
+        _, homography = random_camera_warp(demo.camera[None], augmentation, generator, demo.frames.shape[1:3])
         return warp_images(clip, homography.expand(frames, -1, -1)).round().clamp(0, 255).byte()
 
     return draw

@@ -143,8 +143,8 @@ def rollout(
         if on_decision is not None:
             on_decision(observation, actions)
         targets, gripper = _executed(actions, schedule)
-        for segment in range(schedule.executed):
-            if segment > 0 and schedule.executed - segment < context:  # the next decision's clip reaches back to here
+        for segment in range(len(targets)):
+            if segment > 0 and len(targets) - segment < context:  # the next decision's clip reaches back to here
                 seen.append(env.observe())
             for command in servo.commands(targets[segment], gripper[segment], env.position, schedule.frame_stride):
                 if verdict.add(env.step(command)):
@@ -208,10 +208,11 @@ def _with_history(seen: Sequence[Observation], context: int) -> Observation:
 
 def _executed(actions: Actions, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """Targets (t, 3) and gripper commands (t,) of the first batch element, as far as they are carried out."""
-    targets = actions.positions[0, : schedule.executed].double().cpu().numpy()
-    gripper = actions.gripper[0, : schedule.executed].double().cpu().numpy()
-    if len(targets) < schedule.executed or len(gripper) < schedule.executed:
-        raise ValueError(f"the policy gave {len(targets)} targets, the schedule executes {schedule.executed}; lower `executed`")
+    executed = min(schedule.executed, actions.executed or schedule.executed)
+    targets = actions.positions[0, :executed].double().cpu().numpy()
+    gripper = actions.gripper[0, :executed].double().cpu().numpy()
+    if len(targets) < executed or len(gripper) < executed:
+        raise ValueError(f"the policy gave {len(targets)} targets, the schedule executes {executed}; lower `executed`")
     if not (np.isfinite(targets).all() and np.isfinite(gripper).all()):
         raise ValueError(f"the policy gave targets that are no numbers: {targets.tolist()}, gripper {gripper.tolist()}")
     return targets, gripper
@@ -224,6 +225,20 @@ def exact_round_trip(points: Tensor, gripper: Tensor, camera: Camera, position: 
     """Project points (t, 3) and lift their pixels back at their heights: what is left is the arithmetic's own error."""
     pixels, _ = camera.project(points)
     return camera.lift_at_height(pixels, points[..., 2]), gripper
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """What the expert would do from a state, for t targets `stride` control steps apart.
+
+    Args:
+        points: (t, 3) targets, world metres. gripper: (t,) commands; see `para_video.demos.future_targets`.
+        commands: (t * stride, d) of every control step.
+    """
+
+    points: Tensor
+    gripper: Tensor
+    commands: np.ndarray
 
 
 class ReplanningOracle:
@@ -246,19 +261,23 @@ class ReplanningOracle:
 
     def act(self, observation: Observation) -> Actions:
         """The expert's future; the observation is not looked at."""
-        state = self.env.save_state()
+        plan = self.plan()
+        position = torch.from_numpy(self.env.position).float()
+        decoded, effort = self.round_trip(plan.points, plan.gripper, self.env.camera, position)
+        return Actions(decoded[None], effort[None])
+
+    def plan(self) -> ExpertPlan:
+        """What the expert would do from here; the simulator is left as it was."""
+        state, (chunk, stride) = self.env.save_state(), (self.schedule.chunk, self.schedule.frame_stride)
         rows = []
-        for _ in range(self.schedule.chunk * self.schedule.frame_stride):
+        for _ in range(chunk * stride):
             command = self.env.expert_action()
-            rows.append((self.env.position, command[3], self.env.commanded_move(command)))
+            rows.append((self.env.position, command, self.env.commanded_move(command)))
             self.env.step(command)
         self.env.restore_state(state)
-        positions, gripper, moves = (np.stack(column) for column in zip(*rows, strict=True))
-        chunk, stride = self.schedule.chunk, self.schedule.frame_stride
-        targets, efforts = future_targets(positions, gripper, moves, np.zeros(1, int), chunk=chunk, stride=stride)
-        points, position = torch.from_numpy(targets[0]), torch.from_numpy(positions[0]).float()
-        decoded, effort = self.round_trip(points, torch.from_numpy(efforts[0]), self.env.camera, position)
-        return Actions(decoded[None], effort[None])
+        positions, commands, moves = (np.stack(column) for column in zip(*rows, strict=True))
+        targets, gripper = future_targets(positions, commands[:, 3], moves, np.zeros(1, int), chunk=chunk, stride=stride)
+        return ExpertPlan(torch.from_numpy(targets[0]), torch.from_numpy(gripper[0]), commands)
 
 
 class Replay:

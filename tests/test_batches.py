@@ -112,3 +112,52 @@ def test_a_shifted_world_looks_the_same() -> None:
 def test_a_robot_without_demonstrations_is_refused() -> None:
     with pytest.raises(ValueError, match="record at least one"):
         DemoBatches([], batch_size=1, chunk=1, stride=1)
+
+
+# -------------------------------------------------------------------- any homography, and patches of other demonstrations
+
+
+def test_pixels_follow_any_camera_in_the_same_place() -> None:
+    """Stretched, cropped, turned, rolled and zoomed at once: the painted dot is where the labels say, to half a pixel."""
+    strong = replace(GEOMETRY, stretch=1.3, crop=0.1, roll_deg=40)
+    for seed in range(6):
+        data = batches(strong, seed=seed, future=3)
+        item = data[0]
+        seen = centre_of_mass(item.future[:, 0])
+        inside = (item.targets.pixels[:, 0] > 8).all(-1) & (item.targets.pixels[:, 0] < 55).all(-1)
+        assert inside.any()
+        assert (seen - item.targets.pixels[:, 0])[inside].norm(dim=-1).max() < 0.5
+        lifted = item.state.camera.lift_at_height(item.targets.pixels, item.targets.positions[..., 2])
+        torch.testing.assert_close(lifted, item.targets.positions, atol=1e-4, rtol=0)
+
+
+def test_stretch_and_crop_change_the_camera_by_as_much_as_they_say() -> None:
+    still = replace(GEOMETRY, roll_deg=0, turn_deg=0, zoom=1, shift_m=0)
+    stretched = batches(replace(still, stretch=1.2))[0].state.camera.intrinsics
+    ratio = stretched[:, 0, 0] / stretched[:, 1, 1]
+    assert ratio.min() >= 1 / 1.2 and ratio.max() <= 1.2 and ratio.std() > 0.01
+    torch.testing.assert_close(stretched[:, :2, 2], CAMERA.intrinsics[:2, 2].expand(4, 2))
+    cropped = batches(replace(still, crop=0.1))[0].state.camera.intrinsics[:, :2, 2] - CAMERA.intrinsics[:2, 2]
+    assert 1 < cropped.abs().max() <= 6.4
+
+
+def test_patches_come_from_other_demonstrations_and_keep_away_from_the_gripper() -> None:
+    grey, white = (replace(painted_demo(), frames=np.full((12, 64, 64, 3), value, np.uint8)) for value in (51, 255))
+    still = Augmentation(roll_deg=0, turn_deg=0, zoom=1, gain=0, bias=0, noise=0, mirror=0, shift_m=0, paste=3)
+    data = DemoBatches([grey, white], batch_size=8, chunk=3, stride=2, augmentation=still)
+    plain, pasted = replace_augmentation(data, None)[0], data[0]
+    own = plain.clip[:, 0, 0, 0, 0]
+    changed = (pasted.clip[:, 0, 0] - own[:, None, None]).abs() > 0.1
+    assert changed.flatten(1).any(1).float().mean() > 0.5
+    other = torch.where(own == 1, 51 / 255, 1.0)
+    torch.testing.assert_close(pasted.clip[:, 0, 0][changed], other[:, None, None].expand_as(changed)[changed])
+    torch.testing.assert_close(pasted.targets.pixels, plain.targets.pixels)
+    path = CAMERA.project(torch.from_numpy(painted_demo().positions))[0]
+    rows = changed.nonzero()[:, 1:]
+    away = (rows.flip(-1)[:, None].float() - path).norm(dim=-1)
+    assert away.min() >= 6.4
+
+
+def replace_augmentation(data: DemoBatches, augmentation: Augmentation | None) -> DemoBatches:
+    """The same draws with another augmentation."""
+    return DemoBatches(data.demos, batch_size=data.batch_size, chunk=data.chunk, stride=data.stride, augmentation=augmentation)

@@ -9,8 +9,8 @@ import torch
 from para_video.camera import Camera
 from para_video.demos import Plan, record_demo
 from para_video.rollout import ReplanningOracle, rollout
-from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
-from para_video.sims.shifts import NO_SHIFT, WORKSPACES, Shift, ShiftedEnv, parse_shifts
+from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldServo
+from para_video.sims.shifts import NO_SHIFT, WORKSPACES, ManyViews, Shift, ShiftedEnv, parse_shifts
 
 TASK = "pick-place-v3"
 EVERYTHING = "azimuth=-18,elevation=5.5,distance=0.1,roll=10,look=3,distractors=3,workspace=left,noise=0.05,blur=1,latency=4,"
@@ -218,3 +218,18 @@ def test_the_oracle_plans_under_everything_but_does_not_look(plain: ShiftedEnv) 
     with env(EVERYTHING.replace("workspace=left,", "")) as shifted:
         episodes = [rollout(each, ReplanningOracle(each), MetaWorldServo(), 0, context=0) for each in (shifted, plain)]
     assert episodes[0].succeeded_at == episodes[1].succeeded_at is not None
+
+
+def test_more_cameras_see_the_same_moment_and_leave_the_first_as_it_was() -> None:
+    there = Shift(azimuth=-18).moved(CameraPlacement())
+    with env("calibration_deg=3") as simulator, env() as turned:
+        simulator.reset(3)
+        both, told = ManyViews(simulator, {"other": there}), simulator.camera
+        seen, plain = both.observe(), simulator.observe()
+        turned.look_from(there)
+        turned.reset(3)
+        assert torch.equal(seen.views["main"].clip, plain.views["main"].clip) and seen.views["main"].camera is told
+        assert simulator.camera is told and both.position == pytest.approx(turned.position)
+        torch.testing.assert_close(seen.views["other"].camera.world_T_camera, there.camera(simulator.size).world_T_camera)
+        assert torch.equal(seen.views["other"].clip, turned.observe().views["main"].clip)
+        assert not both.observe(views=False).views

@@ -13,10 +13,28 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from backbones import backbone_class
 from backbones.latent import Timeline
-from para_video.features import VideoBackbone, capture
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, stride_affine
+
+
+class Colours(VideoBackbone):
+    """Mean colours of cells of 4 x 4 pixels, of every observed frame: features that move with the image."""
+
+    spec = FeatureSpec(3, 4, span=1, predicts=False, contexts=(1, 8), max_horizon=0, size_multiple=4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("gain", torch.nn.Parameter(torch.ones(())))
+
+    def features(self, video: Tensor, *, horizon: int = 0, since=None, prompts=None, generator=None) -> VideoFeatures:
+        self.spec.check(video, horizon)
+        maps = F.avg_pool2d(video.flatten(0, 1), 4).unflatten(0, video.shape[:2]) * self.gain
+        times = torch.arange(video.shape[1]) - (video.shape[1] - 1.0)
+        return VideoFeatures(maps, times, times[:, None].expand(-1, 2), stride_affine(4))
 
 
 def svd(folder: Path) -> None:

@@ -11,11 +11,12 @@ import copy
 import ctypes
 import difflib
 import functools
+import math
 import os
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -89,6 +90,11 @@ class CameraPlacement:
         pose = orbit(self.azimuth_deg, self.elevation_deg, self.distance_m, self.target)
         pose[:3, :3] = pose[:3, :3] @ rotation_about((0, 0, 1), self.roll_deg)
         return Camera.from_fov(self.fovy_deg, (size, size), pose).to(torch.float32)
+
+    def wider(self, factor: float) -> CameraPlacement:
+        """The camera whose picture, of `factor` times as many pixels a side, has this one's in its middle."""
+        half = factor * math.tan(math.radians(self.fovy_deg / 2))
+        return replace(self, fovy_deg=2 * math.degrees(math.atan(half)))
 
 
 @dataclass(frozen=True)

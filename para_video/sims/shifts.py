@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -314,6 +314,33 @@ class ShiftedEnv(MetaWorldEnv):
     def _show(self, drawn: tuple[np.ndarray, ...]) -> None:
         for name, value in zip(_DRAWN, drawn, strict=True):
             getattr(self._env.data, name)[:] = value
+
+
+class ManyViews:
+    """An environment that more cameras look at; everything else is the environment's own.
+
+    Args:
+        env: whose view is "main". others: where the other cameras stand, by the names of their views.
+    """
+
+    def __init__(self, env: MetaWorldEnv, others: Mapping[str, CameraPlacement]) -> None:
+        self._env, self._others = env, dict(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def observe(self, *, views: bool = True) -> Observation:
+        """See `Env`."""
+        observation, env = self._env.observe(views=views), self._env
+        here, told, seen = env.placement, env.camera, dict(observation.views)
+        try:
+            for name, placement in self._others.items() if views else ():
+                env.look_from(placement)
+                seen[name] = env.observe().views["main"]
+        finally:
+            env.look_from(here)
+            env.camera = told
+        return replace(observation, views=seen)
 
 
 def _half(space: Box, workspace: str, task: str) -> Box:

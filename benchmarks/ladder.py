@@ -1,0 +1,151 @@
+"""What holds trained policies back: closed loop with parts of their answers replaced by the truth.
+
+    python benchmarks/ladder.py runs/robot/para runs/robot/regression runs/robot/act
+
+lets every policy act with the true pixel, height, gripper command and servo, each alone and one after the other (see
+para_video/ladder.py). Rows go to results/ladder.json as they are measured, and from there into the tables and the picture of
+docs/ladder.md; run it again after a cut. `--first-seed 90000 --results FILE --page FILE` looks at episodes that no figure is taken
+from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from finetune.grid import KEY, draw_arms
+from finetune.robot import actor, cell_name
+from finetune.trained import Trained, digits, load_trained, measured, told
+from para_video.demos import EVALUATION_SEED
+from para_video.figures import display_name, write_table
+from para_video.ladder import RUNGS, Rung
+from para_video.rollout import rollout
+from para_video.rows import Row, Rows
+from para_video.runs import command_line
+from para_video.sims.metaworld import MetaWorldServo, episode_steps
+from para_video.sims.shifts import Shift, parse_shifts
+
+ROOT = Path(__file__).parent.parent
+NAME = "benchmarks/ladder.py"
+HEADING = f"""# What holds a policy back
+
+At each decision parts of a policy's answer are replaced by the truth: by what the scripted expert would do from the present state.
+With pixel, height and gripper replaced a policy is the re-planning oracle; with the servo's distribution of moves as well, it is
+the expert. `para_video/ladder.py` says what each part is.
+
+![Success by what is replaced](ladder.png)
+
+## Errors at the states that the policies visit themselves
+
+Answers against the truth over the targets that are carried out: medians, in brackets the 90th percentile; the share of gripper
+commands that are told the other way.
+
+<!-- table: {NAME}, errors -->
+<!-- end of table -->
+
+## Success
+
+Gains are over the policy as it is, on the same episodes, with 95 % intervals by bootstrap over episodes.
+
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure the ladder of trained policies."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of policies that finetune/robot.py trained; without any, tables and picture are drawn anew."""
+    shifts: str = "none"
+    """What they act under, separated by semicolons; see finetune/robot.py."""
+    episodes: int = 50
+    """Episodes of each rung; the seeds are the same for all."""
+    first_seed: int = EVALUATION_SEED
+    """Of the episodes."""
+    results: Path = ROOT / "results" / "ladder.json"
+    """The JSON file."""
+    page: Path = ROOT / "docs" / "ladder.md"
+    """The page whose tables are replaced; the picture lies beside."""
+
+
+def main(config: Config) -> list[Row]:
+    """Measure what is missing, then write tables and picture of all rows."""
+    shifts = parse_shifts(config.shifts)
+    settings = {"shifts": [str(shift) for shift in shifts], "episodes": config.episodes, "first_seed": config.first_seed}
+    rows = Rows(config.results, settings, KEY)
+    for folder in config.runs:
+        trained = load_trained(folder)
+        for parts in RUNGS:
+            if trained.missing(rows, arm=arm_of(parts)):
+                trained.add(rows, climb(trained, parts, shifts, config), arm=arm_of(parts))
+    write(config, rows)
+    return rows.find()
+
+
+def arm_of(parts: Sequence[str]) -> str:
+    """What a rung is called."""
+    return " + ".join(parts) or "nothing"
+
+
+def climb(trained: Trained, parts: Sequence[str], shifts: Sequence[Shift], config: Config) -> Row:
+    """Outcomes of a rung's episodes by shift, and the errors that the policy's own answers had there."""
+    begin, succeeded, errors = time.perf_counter(), {}, {}
+    seeds, horizon = range(config.first_seed, config.first_seed + config.episodes), episode_steps(trained.config.task)
+    for shift in shifts:
+        with trained.config.env(shift) as env:
+            rung = Rung(env, actor(trained.name, trained.policy), trained.policy, MetaWorldServo(), parts)
+            run = partial(rollout, env, rung, rung, context=trained.config.context, horizon=horizon)
+            view = cell_name(shift)
+            succeeded[view] = digits(measured(run, seeds, f"{trained.name}, {view}: {arm_of(parts)} replaced"))
+            errors[view] = rung.errors.summary()
+    return {"succeeded": succeeded, "errors": errors, "seconds": round(time.perf_counter() - begin, 1)}
+
+
+# -------------------------------------------------------------------- the page
+
+
+def write(config: Config, rows: Rows) -> None:
+    """Tables and picture."""
+    found = rows.find()
+    if not found:
+        raise ValueError(f"{config.results} has no rows: name the folders of trained policies, such as runs/robot/para")
+    policies, views = list(dict.fromkeys(row["policy"] for row in found)), list(found[0]["succeeded"])
+    tasks = ", ".join(dict.fromkeys(f"{row['task']} from {row['demos']} demonstrations" for row in found))
+    made = (
+        f"`python {NAME} RUN...`: {tasks}; {config.episodes} episodes from seed {config.first_seed}; "
+        f"{sum(row['seconds'] for row in found) / 60:.0f} minutes."
+    )
+    columns = [(policy, view) for policy in policies for view in views]
+    titles = [f"{display_name(policy)}, {display_name(view)}" for policy, view in columns]
+    table = [
+        [arm, *(text for policy, view in columns for text in told(rows, policy, arm, "nothing", view))]
+        for arm in map(arm_of, RUNGS)
+    ]  # fmt: skip
+    header = ["replaced", *(text for title in titles for text in (title, "gain"))]
+    write_table(config.page, NAME, header, table, made, heading=HEADING)
+    header = ["task", "policy", "seen from", "pixel, px", "height, mm", "in space, mm", "gripper told otherwise"]
+    table = [errors_of(row, view) for row in rows.find(arm="nothing") for view in views]
+    write_table(config.page, f"{NAME}, errors", header, table, made)
+    arms = [arm_of(parts) for parts in RUNGS]
+    for view in views:
+        suffix = "" if view == views[0] else f"-{view}"
+        path = config.page.with_name(f"{config.page.stem}{suffix}.png")
+        draw_arms(path, found, arms, policies, f"Success with parts replaced by the truth, {display_name(view)}", view)
+
+
+def errors_of(row: Row, view: str) -> list[str]:
+    """Medians and 90th percentiles of a policy's own answers."""
+    errors = row["errors"][view]
+    numbers = [f"{errors[name]:.1f} ({errors[f'{name}_p90']:.1f})" for name in ("px", "height_mm", "mm")]
+    policy = display_name(row["policy"])
+    return [f"{row['task']}, {row['demos']}", policy, display_name(view), *numbers, f"{errors['gripper']:.1%}"]
+
+
+if __name__ == "__main__":
+    command_line(main, Config, __doc__ or "")

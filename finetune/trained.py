@@ -1,0 +1,91 @@
+"""Policies that finetune/robot.py trained, for benchmarks that go on measuring them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from finetune.grid import cell, gain, outcomes
+from finetune.robot import RobotConfig
+from para_video.agent import VideoPolicy
+from para_video.checkpoint import WEIGHTS_FILE, load_policy
+from para_video.rollout import Cell, Episode, evaluate, wilson_interval
+from para_video.rows import Row, Rows
+from para_video.runs import SETTINGS_FILE
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A policy of a run.
+
+    Args:
+        name: as finetune/robot.py calls it. config: of the run. weights: a digest of the policy's.
+    """
+
+    name: str
+    policy: VideoPolicy
+    config: RobotConfig
+    weights: str
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells its rows apart from those of other policies."""
+        return {"task": self.config.task, "demos": self.config.demos, "seed": self.config.seed, "policy": self.name}
+
+    def missing(self, rows: Rows, **more: Any) -> bool:
+        """Whether there is no row of these weights; more: what else is in the rows' key."""
+        return not rows.find(**self.key, **more, weights=self.weights)
+
+    def add(self, rows: Rows, measured: Row, **more: Any) -> None:
+        """Keep what was measured."""
+        rows.add({**self.key, **more, "weights": self.weights, **measured})
+
+
+def load_trained(folder: Path) -> Trained:
+    """The policy in a folder of a run, such as runs/robot/para.
+
+    Raises:
+        FileNotFoundError: it is no checkpoint, or the run's settings are not beside it.
+        ValueError: as of `load_policy`.
+    """
+    path = folder.parent / SETTINGS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} lies in no run of finetune/robot.py: {path} is not there")
+    policy, _ = load_policy(folder)
+    settings, known = json.loads(path.read_text()), {each.name for each in fields(RobotConfig)}
+    given = {name: value for name, value in settings.items() if name in known}
+    given |= {name: Path(given[name]) for name in ("demo_folder", "extra_videos") if given.get(name)}
+    config = RobotConfig(**given, policies=folder.name)
+    return Trained(folder.name, policy, config, hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12])
+
+
+def measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
+    """Episodes of all seeds under a progress bar."""
+    with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
+        return evaluate(run, seeds, on_episode=lambda _: bar.update())
+
+
+def digits(cell: Cell) -> str:
+    """Its outcomes, a digit an episode."""
+    return "".join("01"[episode.succeeded] for episode in cell.episodes)
+
+
+def told(rows: Rows, policy: str, arm: str, before: str, view: str) -> tuple[str, str]:
+    """For a table: an arm's successes with Wilson's interval, and the gain in percentage points over another arm of the same policy
+    with its interval. Empty where there are none."""
+    measured, others = rows.find(policy=policy, arm=arm), rows.find(policy=policy, arm=before)
+    if not measured:
+        return "", ""
+    won = outcomes(measured, view)
+    low, high = wilson_interval(int(won.sum()), len(won))
+    share = f"{cell(measured, view)} ({low:.0%}-{high:.0%})"
+    if arm == before:
+        return share, ""
+    points = [100 * number for number in gain(measured, others, view)]
+    return share, f"{points[0]:+.0f} ({points[1]:+.0f} to {points[2]:+.0f})"
