@@ -161,9 +161,12 @@ def redraw(module: nn.Module) -> None:
 
 
 def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict[str, Any]:
-    """What the features of one clip take, in bf16 as policies run: median milliseconds, and the most memory in MB of the backbone
-    and what it computes (None where the system does not say). For a process of its own: what was freed before would be taken again
-    unseen."""
+    """What the features of one clip take, in bf16 as policies run.
+
+    Milliseconds are those of the fastest repetition, to which what else the machine does only adds. Memory is the most MB of the
+    backbone and what it computes, None where the system does not say; it is for a process of its own, as what was freed before would
+    be taken again unseen.
+    """
     backbone_class(name.partition("@")[0])  # the libraries that it imports are not its own
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
@@ -188,7 +191,7 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     elif reset and before is not None:
         peak = (_resident_mb("VmHWM") or math.nan) - before
     return {
-        "ms": 1e3 * float(np.median(seconds[1:])),
+        "ms": 1e3 * min(seconds[1:]),
         "memory_mb": peak,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "channels": backbone.spec.channels,
@@ -517,7 +520,7 @@ def main(config: CompareConfig) -> list[Row]:
         f"{told_azimuth(config)} degrees",
     )
     for title in TITLES:
-        shown.add_column(title, justify="left" if title == "backbone" else "right")
+        shown.add_column(title, justify="left" if title == "backbone" else "right", overflow="fold")
     for line in table(rows, config):
         shown.add_row(*line)
     console.print(shown)

@@ -391,15 +391,18 @@ def labelled_points(
     """One point a name; a PNG.
 
     Args:
-        points: {name: (x, y)}. log: the x axis is logarithmic. spans: {name: (low, high)} intervals of y.
+        points: {name: (x, y)}. log: the x axis is logarithmic, where it spans more than a decade. spans: {name: (low, high)}
+            intervals of y.
     """
+    places = [x for x, _ in points.values()]
+    wide = log and max(places) > 10 * min(places)
     with matplotlib.style.context("default"):
         figure, axes = _axes(6.4, 4.0)
         for i, (name, (x, y)) in enumerate(points.items()):
             low, high = (spans or {}).get(name, (y, y))
             look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8}
             axes.errorbar(x, y, [[y - low], [high - y]], label=name, linestyle="", capsize=4, **look)
-        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if wide else "linear")
         _finish(path, figure, axes, title)
 
 
