@@ -62,11 +62,7 @@ def with_jump(demo: Demo) -> Demo:
 
 
 def zoomed(camera: Camera, factor: float) -> Camera:
-    return replace(camera, intrinsics=camera.intrinsics * torch.tensor([factor, factor, 1])[:, None])
-
-
-def long_lens(demo: Demo) -> Demo:
-    return replace(demo, camera=zoomed(demo.camera, 16))
+    return replace(camera, intrinsics=camera.intrinsics * torch.tensor([[factor, factor, 1.0], [factor, factor, 1], [1, 1, 1]]))
 
 
 @pytest.mark.parametrize(
@@ -86,20 +82,21 @@ def long_lens(demo: Demo) -> Demo:
         ("gripper sign", lambda demo: replace(demo, gripper=-demo.gripper)),
         ("gripper range", lambda demo: replace(demo, openings=100 * demo.openings)),
         ("image lag", with_images(lambda frames: delayed(frames, 2))),
-        ("image lag", with_images(lambda frames: delayed(frames, -3))),
+        ("image lag", with_images(lambda frames: delayed(frames, -1))),
         ("repeated frames", with_images(stuck)),
         ("not finite", with_nan),
         ("position jump", with_jump),
         ("rotations", lambda demo: replace(demo, rotations=1.1 * demo.rotations)),
-        ("focal length", long_lens),
         ("evaluation seeds", lambda demo: replace(demo, seed=EVALUATION_SEED + demo.seed)),
     ],
 )
 def test_a_corruption_is_caught_by_its_check(clean: DemoSet, name: str, corrupt: Callable[[Demo], Demo]) -> None:
-    assert verdicts(tuple(map(corrupt, clean.demos)))[name] == "wrong"
+    found = verdicts(tuple(map(corrupt, clean.demos)))
+    assert [check for check, verdict in found.items() if verdict in ("wrong", "suspicious")] == [name]
 
 
-def test_a_duplicate_and_a_moved_camera_in_one_episode_are_caught(clean: DemoSet) -> None:
+def test_a_long_lens_a_duplicate_and_a_moved_camera_in_one_episode_are_caught(clean: DemoSet) -> None:
+    assert verdicts(tuple(replace(d, camera=zoomed(d.camera, 16)) for d in clean.demos))["focal length"] == "wrong"
     assert verdicts((*clean.demos, replace(clean.demos[0], seed=77)))["duplicate episodes"] == "wrong"
     assert verdicts((*clean.demos[:2], turned_camera(6, 1)(clean.demos[2])))["camera by episode"] == "suspicious"
 
