@@ -164,8 +164,8 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     """What the features of one clip take, in bf16 as policies run.
 
     Milliseconds are those of the fastest repetition, to which what else the machine does only adds. Memory is the most MB of the
-    backbone and what it computes, None where the system does not say; it is for a process of its own, as what was freed before would
-    be taken again unseen.
+    backbone and what it computes, None where the system does not say; it is for a process of its own, as what was freed before
+    would be taken again unseen.
     """
     backbone_class(name.partition("@")[0])  # the libraries that it imports are not its own
     before = _resident_mb("VmRSS")

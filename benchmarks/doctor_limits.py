@@ -2,15 +2,15 @@
 
     python benchmarks/doctor_limits.py
 
-writes results/doctor.json and the table in docs/doctor.md. Demonstrations come from the cache, or are recorded. Only what images
-and poses say is checked, as for a set of a real robot: no simulator is asked.
+writes results/doctor.json and the table in docs/doctor.md. Demonstrations come from the cache, or are recorded. Images
+and poses are checked as for a set of a real robot; only for the order of colours the simulator is asked.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from para_video.camera import rotation_about
 from para_video.demos import Demo, Plan, cached_demos
-from para_video.doctor import check_demos
+from para_video.doctor import Check, check_demos, colour_order
 from para_video.figures import write_table
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.training import write_atomically
@@ -65,6 +65,11 @@ def turned(axis: tuple[float, float, float], degrees: float) -> Callable[[Demo],
     return lambda demo: replace(demo, camera=replace(demo.camera, world_T_camera=demo.camera.world_T_camera @ turn))
 
 
+def creeping(px: int) -> Callable[[Demo], Demo]:
+    """Images that move by so many pixels to the right in the course of the episode."""
+    return images(lambda f: np.stack([np.roll(g, round(px * k / (len(f) - 1)), axis=1) for k, g in enumerate(f)]))
+
+
 def zoomed(factor: float) -> Callable[[Demo], Demo]:
     """The given focal length wrong, the principal point right."""
     scale = torch.tensor([[factor, factor, 1.0], [factor, factor, 1], [1, 1, 1]])
@@ -82,6 +87,7 @@ FAULTS: dict[str, tuple[str, Callable[[Demo], Demo]]] = {
     **{f"pitch {a:+d} degrees": ("camera offset", turned((1, 0, 0), a)) for a in (-5, -2, 2, 5)},
     **{f"roll {a:+d} degrees": ("camera roll", turned((0, 0, 1), a)) for a in (-5, 3, 5, 10)},
     **{f"focal length x {s}": ("focal length by motion", zoomed(s)) for s in (0.8, 0.9, 1.1, 1.2)},
+    **{f"drifting by {px} px": ("camera over time", creeping(px)) for px in (8, 16, 24)},
     "gripper command's sign": ("gripper sign", lambda demo: replace(demo, gripper=-demo.gripper)),
     "red and blue swapped": ("colour order", images(lambda f: f[..., ::-1])),
     "one frame dropped": (
@@ -92,6 +98,11 @@ FAULTS: dict[str, tuple[str, Callable[[Demo], Demo]]] = {
 """Name, the check that should turn red, and what is done to a demonstration."""
 
 
+def examined(task: str, demos: Sequence[Demo]) -> list[Check]:
+    with MetaWorldEnv(f"{task}-v3") as env:
+        return [*check_demos(demos), colour_order(env, demos)]
+
+
 def main(config: Config) -> dict[str, Any]:
     """Inject, check, write."""
     sets = {}
@@ -100,7 +111,7 @@ def main(config: Config) -> dict[str, Any]:
             sets[task] = cached_demos(env, config.plan).demos
     rows: dict[str, dict[str, list[str]]] = {}
     for name, (_, inject) in tqdm(FAULTS.items(), unit="fault"):
-        checks = {task: check_demos([inject(demo) for demo in demos]) for task, demos in sets.items()}
+        checks = {task: examined(task, [inject(demo) for demo in demos]) for task, demos in sets.items()}
         rows[name] = {task: [c.name for c in found if c.verdict in ("wrong", "suspicious")] for task, found in checks.items()}
     settings = {"tasks": list(config.tasks), "demos": config.plan.count, "width": 128}
     write_atomically(config.results, (json.dumps({"settings": settings, "red": rows}, indent=1) + "\n").encode())

@@ -131,6 +131,17 @@ class Sightings:
         )
         return (offsets - _nanmedian(offsets)) * self.unit
 
+    def drift(self) -> float:
+        """Pixels by which the hand as seen leaves the hand as projected from the first third of an episode to the last, median of
+        the episodes; NaN where no episode has it in both."""
+        moves = []
+        for track in self.tracks:
+            third = len(track.residual) // 3
+            if third:
+                early, late = (part.nanmedian(0).values for part in (track.residual[:third], track.residual[-third:]))
+                moves.append((late - early).numpy())
+        return float(np.linalg.norm(_nanmedian(np.stack(moves)))) * self.unit if moves else math.nan
+
 
 def look(demos: Sequence[Demo], hand_m: Sequence[float] = HAND_M) -> Sightings:
     """Measure how the hand is seen to move: orientation of the images first, then in this orientation everything else.

@@ -11,7 +11,7 @@ import torch
 
 from para_video.camera import Camera
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos, save_demos
-from para_video.doctor import DoctorConfig, check_demos, check_env, main
+from para_video.doctor import DoctorConfig, check_demos, check_env, colour_order, main
 from para_video.sims.metaworld import MetaWorldEnv
 
 
@@ -39,6 +39,12 @@ def delayed(frames: np.ndarray, by: int) -> np.ndarray:
 
 def stuck(frames: np.ndarray) -> np.ndarray:
     return np.concatenate([frames[:10], np.repeat(frames[10:11], 12, axis=0), frames[22:]])
+
+
+def creeping(frames: np.ndarray) -> np.ndarray:
+    """Images that move by an eighth of their width in the course of an episode."""
+    way = np.linspace(0, frames.shape[2] / 8, len(frames)).round().astype(int)
+    return np.stack([np.roll(frame, px, axis=1) for frame, px in zip(frames, way, strict=True)])
 
 
 def turned_camera(degrees: float, axis: int) -> Callable[[Demo], Demo]:
@@ -98,6 +104,7 @@ def test_a_corruption_is_caught_by_its_check(clean: DemoSet, name: str, corrupt:
 def test_a_long_lens_a_duplicate_and_a_moved_camera_in_one_episode_are_caught(clean: DemoSet) -> None:
     assert verdicts(tuple(replace(d, camera=zoomed(d.camera, 16)) for d in clean.demos))["focal length"] == "wrong"
     assert verdicts((*clean.demos, replace(clean.demos[0], seed=77)))["duplicate episodes"] == "wrong"
+    assert verdicts(tuple(with_images(creeping)(d) for d in clean.demos))["camera over time"] == "suspicious"
     assert verdicts((*clean.demos[:2], turned_camera(6, 1)(clean.demos[2])))["camera by episode"] == "suspicious"
 
 
@@ -105,6 +112,17 @@ def test_the_simulator_of_a_set_passes(clean: DemoSet) -> None:
     found = {check.name: check.verdict for check in check_env(clean.settings, clean.demos, 2)}
     assert found.pop("blind replay") in ("ok", "suspicious")  # two episodes say little
     assert set(found.values()) == {"ok"}
+
+
+def test_swapped_colours_are_told_by_rendering_again(clean: DemoSet) -> None:
+    def found(change: Callable[[np.ndarray], np.ndarray]) -> tuple[str, str]:
+        with MetaWorldEnv("pick-place-v3", size=64) as env:
+            check = colour_order(env, [with_images(change)(demo) for demo in clean.demos])
+        return check.verdict, check.value
+
+    assert found(lambda frames: frames) == ("ok", "red, green, blue")
+    assert found(lambda frames: frames[..., ::-1]) == ("wrong", "blue, green, red")
+    assert found(lambda frames: frames // 2)[0] == "not checked"
 
 
 def test_a_folder_gets_a_picture_and_a_json(clean: DemoSet, tmp_path: Path) -> None:
