@@ -15,7 +15,7 @@ from para_video.statistics import Estimate, difference, success_rate
 
 Outcomes = dict[tuple[str, int], list[int]]
 """Episodes, 0 or 1, by task and training seed."""
-NAMES = {"none": "training view", "azimuth=18": "azimuth +18°", "azimuth=-18": "azimuth -18°"}
+NAMES = {"none": "training view"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def measured_on(found: Outcomes) -> str:
 
 
 def view_name(view: str) -> str:
-    return NAMES.get(view, view.replace("=", " ").replace("_", " "))
+    if view in NAMES:
+        return NAMES[view]
+    name, _, value = view.partition("=")
+    return f"azimuth {float(value):+g}°" if name == "azimuth" and "," not in view else view.replace("=", " ").replace("_", " ")
 
 
 # -------------------------------------------------------------------- tables
