@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def catalogue_entry(name: str) -> Entry:
     """
     entry = CATALOGUE.get(name) or Entry(name)
     if ":" not in entry.target:
-        raise ValueError(f"unknown backbone {name!r}; choose from {sorted(CATALOGUE)} or 'package.module:Class'")
+        near = get_close_matches(name, CATALOGUE, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown backbone {name!r}; {meant}python -m backbones lists all, or write 'package.module:Class'")
     return entry
 
 

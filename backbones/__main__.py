@@ -1,6 +1,7 @@
 """The backbones that have a name, or what is known of one of them.
 
 python -m backbones
+python -m backbones --family image
 python -m backbones svd
 """
 
@@ -30,18 +31,21 @@ class ListConfig:
     """List the catalogue."""
 
     name: Annotated[str | None, tyro.conf.Positional] = None
-    """Of one backbone, to be told more of it."""
+    """Of one backbone: tells its taps, frames and options too."""
     family: str | None = None
-    """Only those of a family: video diffusion, video encoder or image model, or how one of these begins."""
+    """Only those of a family: video-diffusion, video-encoder or image-model, or how one of these begins."""
     json: bool = False
     """As JSON, with all that is known."""
 
     def __post_init__(self) -> None:
-        if self.family is not None and not any(family.startswith(self.family) for family in FAMILIES):
-            raise ValueError(f"unknown family {self.family!r}; choose from {', '.join(FAMILIES)}")
+        if not any(map(self.wants, FAMILIES)):
+            raise ValueError(f"unknown family {self.family!r}; choose from {', '.join(f.replace(' ', '-') for f in FAMILIES)}")
         if self.name is not None and self.name not in CATALOGUE:
             catalogue_entry(self.name)  # tells what is wrong with a name
             raise ValueError(f"{self.name!r} is not in the catalogue; its class says what it is")
+
+    def wants(self, family: str) -> bool:
+        return self.family is None or family.startswith(self.family.replace("-", " "))
 
 
 def table(found: list[dict[str, Any]], family: str) -> Table:
@@ -93,7 +97,7 @@ def main(config: ListConfig) -> list[dict[str, Any]]:
     console = Console()
     console.width = max(console.width, LEAST_WIDTH)  # a cut name could not be typed again
     found = rows([config.name] if config.name else list(CATALOGUE))
-    found = [row for row in found if config.family is None or row["family"].startswith(config.family)]
+    found = [row for row in found if config.wants(row["family"])]
     if config.json:
         console.out(json.dumps(found, indent=1))
     elif config.name:

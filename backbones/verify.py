@@ -72,7 +72,7 @@ def verdicts(trial: Trial, gradients: bool = True) -> dict[str, str]:
     found = {}
     with tqdm(checks, desc="contract", unit="check") as bar:
         for check in bar:
-            bar.set_postfix_str(check.__name__)
+            bar.set_postfix_str(check.__name__.replace("_", " "))
             try:
                 check(trial)
                 found[check.__name__] = "ok"
@@ -208,12 +208,14 @@ def main(config: VerifyConfig) -> Row:
         console.print(f"{name.replace('_', ' '):<28} {verdict}", style=style, markup=False, highlight=False)
     for name in ("cost", "fingerprint", "circles"):
         if name in row:
-            console.print(f"{name:<28} {row[name]}", markup=False, highlight=False)
+            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row[name].items())
+            console.print(f"{name:<28} {', '.join(values)}", markup=False, highlight=False)
     for other in known if "fingerprint" in row else []:
         if "fingerprint" in other:
             apart = bits_apart(row["fingerprint"]["bits"], other["fingerprint"]["bits"])
             console.print(f"{apart} of {BITS} bits from the row of {other['device']}, {other['options']}", markup=False)
-    console.print(f"kept in {config.out}", markup=False)
+    kept = len(row["verdicts"]) - len(wrong)
+    console.print(f"{kept} of {len(row['verdicts'])} promises kept or not checked; the row is in {config.out}", markup=False)
     if wrong:
         raise RuntimeError(f"{config.name} does not keep {len(wrong)} of {len(row['verdicts'])} promises: {', '.join(wrong)}")
     return row

@@ -36,7 +36,7 @@ def command_line(
     """
     console = Console(stderr=True, soft_wrap=True)
     try:
-        main(tyro.cli(config, description=text))
+        main(tyro.cli(config, prog=_command(), description=text))
     except KeyboardInterrupt as interrupt:
         console.print(f"{interrupt or 'stopped'}; go on with {again}", markup=False)
         sys.exit(130)
@@ -45,6 +45,12 @@ def command_line(
             raise
         console.print(f"{type(error).__name__}: {error} [PARA_VIDEO_TRACEBACK=1 shows where]", style="red", markup=False)
         sys.exit(2)
+
+
+def _command() -> str:
+    """How the running script was called: python FILE, or python -m MODULE."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
