@@ -100,5 +100,5 @@ def test_unknown_names_and_families_are_refused() -> None:
         ListConfig("minni")
     with pytest.raises(ValueError, match="is not in the catalogue"):
         ListConfig("a.b:C")
-    with pytest.raises(ValueError, match="unknown family 'audio'; choose from video diffusion"):
+    with pytest.raises(ValueError, match="unknown family 'audio'; choose from video-diffusion"):
         ListConfig(family="audio")
