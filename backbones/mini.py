@@ -193,11 +193,12 @@ class MiniVideo(VideoBackbone):
 
     @torch.no_grad()
     def shorten(self) -> None:
-        """Scale convolutions that a norm follows back to about the length of fresh ones; what the network computes stays the same.
+        """Scale convolutions that a norm follows back to about the length of fresh ones; but for the norms' epsilon, what the
+        network computes stays the same.
 
         Training lengthens them, as only their direction counts (van Laarhoven 2017, "L2 regularization versus batch and weight
         normalization"), and the longer they are, the less a step of the same size turns them: fine-tuning would be slow. Factors
-        are powers of two, which are exact in any precision.
+        are powers of two, which round nothing in any precision.
         """
         blocks = (self.down1, self.down2, self.down3)
         followed = [conv for block in blocks for conv in (block.conv1, block.conv2)] + [self.up1.conv, self.up2.conv]

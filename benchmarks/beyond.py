@@ -137,7 +137,7 @@ def episodes(
     trained: Trained, policy: Policy, shift: Shift, seeds: Sequence[int], config: Config, label: str, *, watch: bool
 ) -> tuple[Cell, list[Decision]]:
     """Episodes under both cameras, and every decision in them if they are watched."""
-    horizon, context = episode_steps(trained.config.task), trained.config.context
+    horizon, context = episode_steps(trained.config.task, trained.config.widen), trained.config.context
     with trained.config.env(shift) as env:
         both = ManyViews(env, {"other": Shift.parse(config.other).moved(TRAINING_CAMERA)})
         witness = Witness(env)

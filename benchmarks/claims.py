@@ -243,8 +243,10 @@ class Config:
 
     @property
     def tried(self) -> bool:
-        """Whether this is neither of the two suites."""
-        return bool(self.tasks or self.demos or self.seeds or self.episodes)
+        """Whether this is neither of the two suites as they are."""
+        trained = ("steps", "backbone", "backbone_options", "init", "train")
+        other = any(getattr(self, name) != getattr(Config, name) for name in trained)
+        return bool(self.tasks or self.demos or self.seeds or self.episodes or other)
 
     @property
     def folder(self) -> Path:

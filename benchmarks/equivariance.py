@@ -91,7 +91,7 @@ def measure(trained: Trained, config: Config) -> Row:
     if given.context != 1:
         raise ValueError(f"{trained.name} sees {given.context} frames; only policies that see one are measured")
     whole = given.size + 2 * max(config.shifts)
-    seeds, horizon = range(config.first_seed, config.first_seed + config.episodes), episode_steps(given.task)
+    seeds, horizon = range(config.first_seed, config.first_seed + config.episodes), episode_steps(given.task, given.widen)
     camera, half = TRAINING_CAMERA.wider(whole / given.size), Shift(workspace=given.workspace or "")
     with ShiftedEnv(given.task, half, camera=camera, size=whole, shadows=given.shadows, widen=given.widen) as env:
         seen = tqdm(moments(env, seeds, config.every, horizon), desc=trained.name, unit="picture")

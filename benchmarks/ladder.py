@@ -96,7 +96,10 @@ def arm_of(parts: Sequence[str]) -> str:
 def climb(trained: Trained, parts: Sequence[str], shifts: Sequence[Shift], config: Config) -> Row:
     """Outcomes of a rung's episodes by shift, and the errors that the policy's own answers had there."""
     begin, succeeded, errors = time.perf_counter(), {}, {}
-    seeds, horizon = range(config.first_seed, config.first_seed + config.episodes), episode_steps(trained.config.task)
+    seeds, horizon = (
+        range(config.first_seed, config.first_seed + config.episodes),
+        episode_steps(trained.config.task, trained.config.widen),
+    )
     for shift in shifts:
         with trained.config.env(shift) as env:
             rung = Rung(env, actor(trained.name, trained.policy), trained.policy, MetaWorldServo(), parts)

@@ -43,7 +43,7 @@ def measure(
         demos = robot.demonstrations(config, console).demos
         tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
         policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")
-        cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task))
+        cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task, config.widen))
         won = {view: "".join("01"[at is not None] for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
         held = {view: cell["held"] for view, cell in cells.items()}
         rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from para_video.figures import display_name, markdown_table
 from para_video.rows import Row
 from para_video.statistics import Estimate, difference, success_rate
 
-Outcomes = dict[tuple[str, int], list[int]]
-"""Episodes, 0 or 1, by task and training seed."""
+Outcomes = dict[tuple[str, int], list[float]]
+"""Episodes by task and training seed: 0 or 1, or the share of several views in which the episode succeeded."""
 NAMES = {"none": "training view"}
 
 
@@ -39,7 +40,7 @@ class Target:
 
 
 def outcomes(rows: Sequence[Row], views: Sequence[str] = ("none",), **key: Any) -> Outcomes:
-    """The episodes of all rows with these values of their key, those of several views one after the other; where one of the views
+    """The episodes of all rows with these values of their key, averaged over the views that share them; where one of the views
     is missing, nothing."""
     by_view = {
         view: {
@@ -50,7 +51,7 @@ def outcomes(rows: Sequence[Row], views: Sequence[str] = ("none",), **key: Any) 
         for view in views
     }
     whole = [place for place in by_view[views[0]] if all(place in found for found in by_view.values())]
-    return {place: [each for view in views for each in by_view[view][place]] for place in whole}
+    return {place: [fmean(each) for each in zip(*(by_view[view][place] for view in views), strict=False)] for place in whole}
 
 
 def ordered(rows: Sequence[Row], experiment: Experiment) -> list[Row]:
@@ -95,8 +96,8 @@ def estimate(found: Outcomes) -> Estimate | None:
 
 def bar(found: Outcomes) -> dict[str, Any]:
     """A cell for `success_bars`."""
-    rate, episodes = success_rate(by_task(found)), [each for episodes in found.values() for each in episodes]
-    return {"successes": sum(episodes), "episodes": len(episodes), "rate": rate.mean, "interval95": (rate.low, rate.high)}
+    rate = success_rate(by_task(found))
+    return {"rate": rate.mean, "interval95": (rate.low, rate.high)}
 
 
 def told(rate: Estimate | None) -> str:

@@ -292,7 +292,7 @@ def success_bars(
             handles.append(bars)
             axes.errorbar(at, rates, (below, above), fmt="none", ecolor=INK, elinewidth=1.3, capsize=4)
             for x, top, cell in zip(at, rates + above, by_view.values(), strict=True):
-                count = f"{cell['successes']}/{cell['episodes']}"
+                count = f"{cell['rate']:.0%}" if "interval95" in cell else f"{cell['successes']}/{cell['episodes']}"
                 axes.annotate(count, (x, top), (0, 3), textcoords="offset points", ha="center", fontsize=9)
         for (name, reference), dash in zip((references or {}).items(), cycle(["--", ":", "-."])):
             name = f"{display_name(name)}, {_rate(reference):.0%}"
@@ -740,7 +740,7 @@ def _rate(reference: Mapping[str, Any] | float) -> float:
 
 def _interval(policy: str, view: str, cell: Mapping[str, Any]) -> tuple[float, float, float]:
     """A cell's rate and how far its interval reaches below and above."""
-    if cell["episodes"] < 1:
+    if cell.get("episodes", 1) < 1:
         raise ValueError(f"{policy} / {view}: a rate needs at least one episode, got {cell['episodes']}")
     rate, (low, high) = _rate(cell), cell["interval95" if "interval95" in cell else "wilson95"]
     if not low - 1e-9 <= rate <= high + 1e-9:

@@ -42,15 +42,16 @@ def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, flo
 def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
     """Success over tasks, all of which count alike.
 
-    The interval is Wilson's for one task and one training seed, else `bootstrap`'s. Where every episode had the same outcome a
-    bootstrap has no width, and the interval is Wilson's of all episodes.
+    The interval is Wilson's for one task and one training seed, else `bootstrap`'s, as also for outcomes between 0 and 1. Where
+    every episode failed, or every one succeeded, a bootstrap has no width, and the interval is Wilson's of all episodes.
 
     Args:
-        tasks: outcomes (r, n) of each task. seed: of the bootstrap.
+        tasks: outcomes (r, n) of each task, in [0, 1]. seed: of the bootstrap.
     """
     tables = [_table(task) for task in tasks]
     outcomes = np.concatenate([table.ravel() for table in tables])
-    if (len(tables) == 1 and len(tables[0]) == 1) or len(np.unique(outcomes)) == 1:
+    alone, kinds = len(tables) == 1 and len(tables[0]) == 1, set(outcomes.tolist())
+    if kinds <= {0.0, 1.0} and (alone or len(kinds) == 1):
         return Estimate(float(outcomes.mean()), *wilson_interval(int(outcomes.sum()), len(outcomes)))
     return bootstrap(tables, seed)
 

@@ -73,3 +73,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         bootstrap([])
     with pytest.raises(ValueError, match="shape"):
         bootstrap([np.zeros((0, 5))])
+
+
+def test_shares_between_0_and_1_get_a_bootstrap():
+    found = success_rate([[[0.5, 1.0, 0.0, 0.5, 1.0, 1.0]]])
+    assert found.mean == pytest.approx(2 / 3) and found.low < found.mean < found.high
+    assert (found.low, found.high) != wilson_interval(4, 6)

@@ -183,9 +183,9 @@ def row(won: str, policy="para", view="none", arm="", task="reach-v3", seed=0, d
     return {**key, "succeeded": won, "held": won, "steps": 3, "seconds": 1.0, "act_seconds": 0.1, "horizon": 100}
 
 
-def test_outcomes_of_views_are_joined_where_all_are_there():
+def test_outcomes_of_views_that_share_episodes_are_averaged_where_all_are_there():
     rows = [row("10", view="azimuth=18"), row("11", view="azimuth=-18"), row("00", view="azimuth=18", seed=1)]
-    assert outcomes(rows, ("azimuth=18", "azimuth=-18"), policy="para") == {("reach-v3", 0): [1, 0, 1, 1]}
+    assert outcomes(rows, ("azimuth=18", "azimuth=-18"), policy="para") == {("reach-v3", 0): [1, 0.5]}
 
 
 def test_a_gap_is_over_what_both_have():
