@@ -108,7 +108,7 @@ class Suite:
         names = ("steps", "batch_size", "backbone", "backbone_options", "init", "train", "context", "size", "spread_over")
         settings = {name: getattr(self.robot, name) for name in names}
         starts = {"start": _digest(shipped_weights(self.robot.backbone)), "init_weights": _digest(self.robot.init_folder)}
-        told = {"command": f"{self.command} {experiment}", **settings, **starts, "versions": robot.versions()}
+        told = {"command": f"{self.command} {experiment}", **settings, **starts}
         return Rows(self.results / f"{experiment}.json", told, KEY)
 
     def horizon(self, config: RobotConfig) -> int:
@@ -221,7 +221,9 @@ def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: st
     held = "".join("01"[episode.held] for episode in measured.episodes)
     for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
-        suite.rows(cell.experiment).add({**key, "succeeded": won[: cell.episodes], "held": held[: cell.episodes], **spent})
+        suite.rows(cell.experiment).add(
+            {**key, "succeeded": won[: cell.episodes], "held": held[: cell.episodes], **spent, "versions": robot.versions()}
+        )
 
 
 def _episodes(wanted: Iterable[Wanted]) -> int:

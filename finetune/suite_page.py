@@ -212,10 +212,11 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     steps, seeds = (sorted({row[name] for row in trained}) for name in ("steps", "seed"))
     training = sum(once.values()) / 3600
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
-    versions = settings["versions"]
+    titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
+    versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in trained}))}" for name, title in titles.items()]
     return (
         f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
         f"{', '.join(map(str, steps))} steps of {settings['batch_size']} clips, training seeds {', '.join(map(str, seeds))}; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
-        f"torch {versions['torch']}, Meta-World {versions['metaworld']}, MuJoCo {versions['mujoco']}."
+        f"{', '.join(versions)}."
     )

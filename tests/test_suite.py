@@ -76,7 +76,7 @@ def test_cells_are_measured_once_and_a_policy_is_trained_once_for_all_experiment
     (row,) = tiny.rows("second").find(policy="para", view="none")
     assert (row["succeeded"], row["held"]) == ("0101", "0100")
     settings = json.loads((tiny.results / "second.json").read_text())["settings"]
-    assert settings["command"] == "python benchmarks/claims.py second" and settings["versions"]["torch"]
+    assert settings["command"] == "python benchmarks/claims.py second" and row["versions"]["torch"]
 
 
 def test_each_experiment_gets_as_many_episodes_as_it_asked_for(tiny, acted):
