@@ -191,9 +191,11 @@ def verify(config: VerifyConfig) -> Row:
     return row
 
 
-def told(options: dict[str, Any]) -> dict[str, Any]:
+def told(value: Any) -> Any:
     """Options without the paths of a machine."""
-    return {name: Path(value).name if isinstance(value, str) and Path(value).is_dir() else value for name, value in options.items()}
+    if isinstance(value, dict):
+        return {name: told(part) for name, part in value.items()}
+    return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()) else value
 
 
 def main(config: VerifyConfig) -> Row:
