@@ -86,7 +86,8 @@ def name_of(summary: dict[str, Any]) -> str:
     for option, default in json.loads(json.dumps(plain_settings(config))).items():
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
-            name += f"-{option}" if option == "init" and value != "none" else f"-{option}-{value}".replace("/", "-")
+            told = option if option == "init" and value != "none" else f"{option}-{value}"
+            name += "-" + re.sub(r"[^\w.]+", "-", told).strip("-")
     return name
 
 
