@@ -46,7 +46,7 @@ def run(tmp_path_factory) -> Path:
 def measure(name: str, tmp_path: Path, *runs: Path, **options) -> tuple[list[dict], str]:
     """Rows and page of a benchmark, of one episode of nine steps and a short ladder."""
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
-    names["main"].__globals__.update(episode_steps=lambda task: 9, RUNGS=((), ("pixel",), PARTS))
+    names["main"].__globals__.update(episode_steps=lambda *_: 9, RUNGS=((), ("pixel",), PARTS))
     config = names["Config"](
         runs, episodes=1, first_seed=90_000, results=tmp_path / f"{name}.json", page=tmp_path / f"{name}.md", **options
     )
