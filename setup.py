@@ -19,6 +19,7 @@ REQUIRES = [
     "matplotlib>=3.9",
     "pillow>=10.1",
     "scikit-image>=0.24",
+    "scipy>=1.11",
     "av>=12",
     "pyarrow>=16",
     "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",

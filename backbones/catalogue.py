@@ -58,139 +58,56 @@ def _sees(channels: int, stride: int, span: int, most: int, max_horizon: int = 0
 T5_XXL, T5_11B, UMT5_XXL, BYT5_SMALL, CLIP_L = 4_762_310_656, 4_864_791_552, 5_680_910_336, 219_314_944, 123_060_480
 LLAMA_3_8B, LLAVA_LLAMA_3_8B, QWEN_2_5_7B = 7_505_186_816, 8_355_272_704, 7_070_619_136
 
+MINI = Facts(DIFFUSION, _generates(128, 4, 3, 8, 18, 16), ("joined",), 1_059_334, licence="Apache-2.0", gated=False)
+SVD = Facts(
+    DIFFUSION, _generates(1920, 8, 1, 8, 13, 64), ("up_blocks.1", "up_blocks.2"), 2_254_442_729, licence="Stability AI's own"
+)
+
+# fmt: off
 FACTS = {
-    "mini": Facts(DIFFUSION, _generates(128, 4, 3, 8, 18, 16), ("joined",), 1_059_334, licence="Apache-2.0", gated=False),
-    "mini-procedural": Facts(
-        DIFFUSION, _generates(128, 4, 3, 8, 18, 16), ("joined",), 1_059_334, licence="Apache-2.0", gated=False
-    ),
-    "mini-random": Facts(DIFFUSION, _generates(128, 4, 3, 8, 18, 16), ("joined",), 1_059_334, licence="Apache-2.0", gated=False),
-    "svd": Facts(
-        DIFFUSION, _generates(1920, 8, 1, 8, 13, 64), ("up_blocks.1", "up_blocks.2"), 2_254_442_729, licence="Stability AI's own"
-    ),
-    "svd-xt": Facts(
-        DIFFUSION, _generates(1920, 8, 1, 8, 13, 64), ("up_blocks.1", "up_blocks.2"), 2_254_442_729, licence="Stability AI's own"
-    ),
-    "wan2.1-t2v-1.3b": Facts(
-        DIFFUSION, _generates(1536, 16, 4, 9, 72, 16), ("blocks.15",), 1_545_889_331, UMT5_XXL, licence="Apache-2.0", extra="text"
-    ),
-    "wan2.1-t2v-14b": Facts(
-        DIFFUSION, _generates(5120, 16, 4, 9, 72, 16), ("blocks.20",), 14_415_384_115, UMT5_XXL, licence="Apache-2.0", extra="text"
-    ),
-    "wan2.1-i2v-14b": Facts(
-        DIFFUSION, _generates(5120, 16, 4, 9, 72, 16), ("blocks.20",), 17_152_537_395, UMT5_XXL, licence="Apache-2.0", extra="text"
-    ),
-    "wan2.2-ti2v-5b": Facts(
-        DIFFUSION, _generates(3072, 32, 4, 9, 72, 32), ("blocks.15",), 5_704_476_380, UMT5_XXL, licence="Apache-2.0", extra="text"
-    ),
-    "cosmos-predict2-2b": Facts(
-        DIFFUSION,
-        _generates(2048, 16, 4, 5, 88, 16),
-        ("transformer_blocks.14",),
-        2_083_305_971,
-        T5_11B,
-        licence="NVIDIA Open Model",
-        extra="text",
-    ),
-    "cogvideox-2b": Facts(
-        DIFFUSION,
-        _generates(1920, 16, 4, 9, 40, 16),
-        ("transformer_blocks.17",),
-        1_909_367_779,
-        T5_XXL,
-        licence="Apache-2.0",
-        extra="text",
-    ),
-    "cogvideox-5b": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 4, 9, 40, 16),
-        ("transformer_blocks.24",),
-        5_785_866_979,
-        T5_XXL,
-        licence="CogVideoX",
-        extra="text",
-    ),
-    "cogvideox-5b-i2v": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 4, 1, 40, 16),
-        ("transformer_blocks.24",),
-        5_786_063_587,
-        T5_XXL,
-        licence="CogVideoX",
-        extra="text",
-    ),
-    "cogvideox1.5-5b": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 8, 9, 40, 16),
-        ("transformer_blocks.24",),
-        5_786_260_259,
-        T5_XXL,
-        licence="CogVideoX",
-        extra="text",
-    ),
-    "cogvideox1.5-5b-i2v": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 8, 1, 40, 16),
-        ("transformer_blocks.24",),
-        5_787_178_787,
-        T5_XXL,
-        licence="CogVideoX",
-        extra="text",
-    ),
-    "mochi": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 6, 7, 24, 16),
-        ("transformer_blocks.19",),
-        10_487_426_355,
-        T5_XXL,
-        licence="Apache-2.0",
-        extra="text",
-    ),
-    "animatediff": Facts(
-        DIFFUSION, _generates(1920, 8, 1, 8, 8, 64), ("up_blocks.1", "up_blocks.2"), 1_360_312_427, CLIP_L, licence="Apache-2.0"
-    ),
-    "ltx": Facts(
-        DIFFUSION,
-        _generates(2048, 32, 8, 17, 32, 32),
-        ("transformer_blocks.14",),
-        2_342_579_121,
-        T5_XXL,
-        licence="LTXV Open Weights",
-        extra="text",
-    ),
-    "ltx-0.9.5": Facts(
-        DIFFUSION,
-        _generates(2048, 32, 8, 17, 32, 32),
-        ("transformer_blocks.14",),
-        3_170_298_994,
-        T5_XXL,
-        licence="LTXV Open Weights",
-        extra="text",
-    ),
-    "ltx-13b": Facts(
-        DIFFUSION, _generates(4096, 32, 8, 17, 32, 32), ("transformer_blocks.24",), 14_289_482_866, T5_XXL, extra="text"
-    ),
-    "hunyuan": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 4, 5, 16, 16),
-        ("single_transformer_blocks.10",),
-        13_067_491_347,
-        LLAMA_3_8B + CLIP_L,
-        licence="Tencent Hunyuan Community",
-    ),
-    "hunyuan-i2v": Facts(
-        DIFFUSION,
-        _generates(3072, 16, 4, 1, 16, 16),
-        ("single_transformer_blocks.10",),
-        13_067_491_347,
-        LLAVA_LLAMA_3_8B + CLIP_L,
-        licence="Tencent Hunyuan Community",
-    ),
-    "hunyuan-1.5": Facts(
-        DIFFUSION, _generates(2048, 16, 4, 5, 16, 16), ("transformer_blocks.27",), 9_587_242_275, QWEN_2_5_7B + BYT5_SMALL
-    ),
-    "hunyuan-1.5-i2v": Facts(
-        DIFFUSION, _generates(2048, 16, 4, 1, 16, 16), ("transformer_blocks.27",), 10_015_467_875, QWEN_2_5_7B + BYT5_SMALL
-    ),
+    "mini": MINI,
+    "mini-procedural": MINI,
+    "mini-random": MINI,
+    "svd": SVD,
+    "svd-xt": SVD,
+    "wan2.1-t2v-1.3b": Facts(DIFFUSION, _generates(1536, 16, 4, 9, 72, 16), ("blocks.15",), 1_545_889_331,
+        UMT5_XXL, licence="Apache-2.0", extra="text"),
+    "wan2.1-t2v-14b": Facts(DIFFUSION, _generates(5120, 16, 4, 9, 72, 16), ("blocks.20",), 14_415_384_115,
+        UMT5_XXL, licence="Apache-2.0", extra="text"),
+    "wan2.1-i2v-14b": Facts(DIFFUSION, _generates(5120, 16, 4, 9, 72, 16), ("blocks.20",), 17_152_537_395,
+        UMT5_XXL, licence="Apache-2.0", extra="text"),
+    "wan2.2-ti2v-5b": Facts(DIFFUSION, _generates(3072, 32, 4, 9, 72, 32), ("blocks.15",), 5_704_476_380,
+        UMT5_XXL, licence="Apache-2.0", extra="text"),
+    "cosmos-predict2-2b": Facts(DIFFUSION, _generates(2048, 16, 4, 5, 88, 16), ("transformer_blocks.14",), 2_083_305_971,
+        T5_11B, licence="NVIDIA Open Model", extra="text"),
+    "cogvideox-2b": Facts(DIFFUSION, _generates(1920, 16, 4, 9, 40, 16), ("transformer_blocks.17",), 1_909_367_779,
+        T5_XXL, licence="Apache-2.0", extra="text"),
+    "cogvideox-5b": Facts(DIFFUSION, _generates(3072, 16, 4, 9, 40, 16), ("transformer_blocks.24",), 5_785_866_979,
+        T5_XXL, licence="CogVideoX", extra="text"),
+    "cogvideox-5b-i2v": Facts(DIFFUSION, _generates(3072, 16, 4, 1, 40, 16), ("transformer_blocks.24",), 5_786_063_587,
+        T5_XXL, licence="CogVideoX", extra="text"),
+    "cogvideox1.5-5b": Facts(DIFFUSION, _generates(3072, 16, 8, 9, 40, 16), ("transformer_blocks.24",), 5_786_260_259,
+        T5_XXL, licence="CogVideoX", extra="text"),
+    "cogvideox1.5-5b-i2v": Facts(DIFFUSION, _generates(3072, 16, 8, 1, 40, 16), ("transformer_blocks.24",), 5_787_178_787,
+        T5_XXL, licence="CogVideoX", extra="text"),
+    "mochi": Facts(DIFFUSION, _generates(3072, 16, 6, 7, 24, 16), ("transformer_blocks.19",), 10_487_426_355,
+        T5_XXL, licence="Apache-2.0", extra="text"),
+    "animatediff": Facts(DIFFUSION, _generates(1920, 8, 1, 8, 8, 64), ("up_blocks.1", "up_blocks.2"), 1_360_312_427,
+        CLIP_L, licence="Apache-2.0"),
+    "ltx": Facts(DIFFUSION, _generates(2048, 32, 8, 17, 32, 32), ("transformer_blocks.14",), 2_342_579_121,
+        T5_XXL, licence="LTXV Open Weights", extra="text"),
+    "ltx-0.9.5": Facts(DIFFUSION, _generates(2048, 32, 8, 17, 32, 32), ("transformer_blocks.14",), 3_170_298_994,
+        T5_XXL, licence="LTXV Open Weights", extra="text"),
+    "ltx-13b": Facts(DIFFUSION, _generates(4096, 32, 8, 17, 32, 32), ("transformer_blocks.24",), 14_289_482_866,
+        T5_XXL, extra="text"),
+    "hunyuan": Facts(DIFFUSION, _generates(3072, 16, 4, 5, 16, 16), ("single_transformer_blocks.10",), 13_067_491_347,
+        LLAMA_3_8B + CLIP_L, licence="Tencent Hunyuan Community"),
+    "hunyuan-i2v": Facts(DIFFUSION, _generates(3072, 16, 4, 1, 16, 16), ("single_transformer_blocks.10",), 13_067_491_347,
+        LLAVA_LLAMA_3_8B + CLIP_L, licence="Tencent Hunyuan Community"),
+    "hunyuan-1.5": Facts(DIFFUSION, _generates(2048, 16, 4, 5, 16, 16), ("transformer_blocks.27",), 9_587_242_275,
+        QWEN_2_5_7B + BYT5_SMALL),
+    "hunyuan-1.5-i2v": Facts(DIFFUSION, _generates(2048, 16, 4, 1, 16, 16), ("transformer_blocks.27",), 10_015_467_875,
+        QWEN_2_5_7B + BYT5_SMALL),
     "vjepa2-large": Facts(ENCODER, _sees(1024, 16, 2, 16, 16), ("encoder.layernorm",), 325_971_328, licence="MIT"),
     "vjepa2-huge": Facts(ENCODER, _sees(1280, 16, 2, 16, 16), ("encoder.layernorm",), 653_930_880, licence="MIT"),
     "vjepa2-giant": Facts(ENCODER, _sees(1408, 16, 2, 16, 16), ("encoder.layernorm",), 1_034_555_264, licence="MIT"),
@@ -201,16 +118,15 @@ FACTS = {
     "dinov2-registers": Facts(IMAGE, _sees(768, 14, 1, 16), ("layernorm",), 86_583_552, licence="Apache-2.0"),
     "dinov3": Facts(IMAGE, _sees(768, 16, 1, 16), ("norm",), 85_660_416, licence="DINOv3", gated=True),
     "dinov3-small": Facts(IMAGE, _sees(384, 16, 1, 16), ("norm",), 21_596_544, licence="DINOv3", gated=True),
-    "dinov3-convnext": Facts(
-        IMAGE, _sees(576, 8, 1, 16), ("model.stages.1", "model.stages.2"), 12_349_536, licence="DINOv3", gated=True
-    ),
+    "dinov3-convnext": Facts(IMAGE, _sees(576, 8, 1, 16), ("model.stages.1", "model.stages.2"), 12_349_536,
+        licence="DINOv3", gated=True),
     "siglip": Facts(IMAGE, _sees(768, 16, 1, 16), ("encoder.layers.10",), 85_796_352, licence="Apache-2.0"),
     "siglip2": Facts(IMAGE, _sees(768, 16, 1, 16), ("encoder.layers.10",), 85_796_352, licence="Apache-2.0"),
     "siglip2-naflex": Facts(IMAGE, _sees(768, 16, 1, 16), ("encoder.layers.10",), 85_842_432, licence="Apache-2.0"),
-    "efficientnet-lite0": Facts(
-        IMAGE, _sees(152, 8, 1, 16), ("_blocks.4", "_blocks.10"), 2_393_928, licence="Apache-2.0", gated=False, extra="image"
-    ),
+    "efficientnet-lite0": Facts(IMAGE, _sees(152, 8, 1, 16), ("_blocks.4", "_blocks.10"), 2_393_928,
+        licence="Apache-2.0", gated=False, extra="image"),
 }
+# fmt: on
 """By name in the catalogue. Licences are those that models' pages or their makers' code repositories name."""
 
 

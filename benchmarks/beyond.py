@@ -14,31 +14,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib import pyplot
 
-from finetune.grid import KEY, draw_arms
-from finetune.robot import cell_name
-from finetune.trained import Trained, digits, load_trained, measured, told
+from finetune.grid import KEY, digits, draw_arms
+from finetune.robot import cell_name, measured
+from finetune.trained import MeasureConfig, Trained, load_trained, told
 from para_video.agent import VideoPolicy
 from para_video.confidence import Cautious, Decision, Witness, calibration
-from para_video.demos import EVALUATION_SEED
+from para_video.demos import TUNING_SEED
 from para_video.figures import display_name, write_table
 from para_video.fusion import FromView, ManyCameras, ManyLooks
 from para_video.policy import DEFAULT_SCHEDULE, Policy
 from para_video.rollout import Cell, Episode, rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
-from para_video.sims.metaworld import MetaWorldServo, episode_steps
+from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import TRAINING_CAMERA, ManyViews, Shift, parse_shifts
 
 ROOT = Path(__file__).parent.parent
 NAME = "benchmarks/beyond.py"
-TUNING_SEED = 90_000
 PLAIN = "as it is"
 ARMS: dict[str, Callable[[VideoPolicy, float], Policy]] = {
     PLAIN: lambda policy, limit: policy,
@@ -72,27 +70,19 @@ the quarter of the largest errors, and an episode's mean doubt its failure (area
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MeasureConfig):
     """Measure what heatmaps allow beside."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of policies with heatmaps that finetune/robot.py trained; without any, tables and pictures are drawn anew."""
+    results: Path = ROOT / "results" / "beyond.json"
+    page: Path = ROOT / "docs" / "beyond.md"
     shifts: str = "none; azimuth=18"
-    """What they act under, separated by semicolons; see finetune/robot.py."""
+    """What policies act under, separated by semicolons; see finetune/robot.py."""
     other: str = "azimuth=-18"
     """Where the other camera stands, as a shift from the training camera."""
     quantile: float = 0.75
     """Share of decisions, on tuning episodes in the training setting, that are not in doubt."""
     tuning_episodes: int = 20
     """Episodes from which that is taken; they are not evaluated on."""
-    episodes: int = 50
-    """Episodes of each arm; the seeds are the same for all."""
-    first_seed: int = EVALUATION_SEED
-    """Of the episodes."""
-    results: Path = ROOT / "results" / "beyond.json"
-    """The JSON file."""
-    page: Path = ROOT / "docs" / "beyond.md"
-    """The page whose tables are replaced; the pictures lie beside."""
 
 
 def main(config: Config) -> list[Row]:
@@ -122,11 +112,10 @@ def act(trained: Trained, arm: str, limit: float, shifts: Sequence[Shift], confi
     """By shift, outcomes of an arm's episodes and a decision's milliseconds; of the policy as it is, what its doubt is worth."""
     begin = time.perf_counter()
     row: dict[str, Any] = {"succeeded": {}, "act_ms": {}, "calibration": {}}
-    seeds = range(config.first_seed, config.first_seed + config.episodes)
     for shift in shifts:
         view, policy = cell_name(shift), ARMS[arm](trained.policy, limit)
-        cell, decisions = episodes(trained, policy, shift, seeds, config, arm, watch=arm == PLAIN)
-        row["succeeded"][view], row["act_ms"][view] = digits(cell), round(cell.act_ms[0], 1)
+        cell, decisions = episodes(trained, policy, shift, config.seeds, config, arm, watch=arm == PLAIN)
+        row["succeeded"][view], row["act_ms"][view] = digits(each.succeeded for each in cell.episodes), round(cell.act_ms[0], 1)
         if decisions:
             measures = ("entropy", "surprise")
             row["calibration"][view] = {measure: calibration(decisions, cell.episodes, measure) for measure in measures}
@@ -137,14 +126,15 @@ def episodes(
     trained: Trained, policy: Policy, shift: Shift, seeds: Sequence[int], config: Config, label: str, *, watch: bool
 ) -> tuple[Cell, list[Decision]]:
     """Episodes under both cameras, and every decision in them if they are watched."""
-    horizon, context = episode_steps(trained.config.task, trained.config.widen), trained.config.context
     with trained.config.env(shift) as env:
         both = ManyViews(env, {"other": Shift.parse(config.other).moved(TRAINING_CAMERA)})
         witness = Witness(env)
 
         def run(seed: int) -> Episode:
             witness.seed, told = seed, witness if watch else None
-            return rollout(both, policy, MetaWorldServo(), seed, context=context, horizon=horizon, on_decision=told)
+            return rollout(
+                both, policy, MetaWorldServo(), seed, context=trained.config.context, horizon=trained.horizon, on_decision=told
+            )
 
         return measured(run, seeds, f"{trained.name}, {cell_name(shift)}: {label}"), witness.decisions
 
@@ -154,9 +144,7 @@ def episodes(
 
 def write(config: Config, rows: Rows) -> None:
     """Tables and pictures."""
-    found = rows.find()
-    if not found:
-        raise ValueError(f"{config.results} has no rows: name the folders of trained policies, such as runs/robot/para")
+    found = config.found(rows)
     policies, views = list(dict.fromkeys(row["policy"] for row in found)), list(found[0]["succeeded"])
     tasks = ", ".join(dict.fromkeys(f"{row['task']} from {row['demos']} demonstrations" for row in found))
     made = (

@@ -13,20 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import matplotlib
-import tyro
 from matplotlib import pyplot
 from tqdm import tqdm
 
-from finetune.trained import Trained, load_trained
-from para_video.demos import EVALUATION_SEED
+from finetune.trained import MeasureConfig, Trained, load_trained
 from para_video.equivariance import Deviations, deviations, moments
 from para_video.figures import display_name, write_table
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
-from para_video.sims.metaworld import episode_steps
 from para_video.sims.shifts import TRAINING_CAMERA, Shift, ShiftedEnv
 
 ROOT = Path(__file__).parent.parent
@@ -50,23 +46,17 @@ says what an answer is worth.
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MeasureConfig):
     """Measure how answers of trained policies move with the image."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of policies that finetune/robot.py trained; without any, table and picture are drawn anew."""
-    shifts: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24)
-    """Pixels that the picture is moved by."""
+    results: Path = ROOT / "results" / "equivariance.json"
+    page: Path = ROOT / "docs" / "equivariance.md"
     episodes: int = 10
     """Episodes of the expert from which the pictures are taken."""
-    first_seed: int = EVALUATION_SEED
-    """Of the episodes."""
+    shifts: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24)
+    """Pixels that the picture is moved by."""
     every: int = 9
     """Control steps between pictures."""
-    results: Path = ROOT / "results" / "equivariance.json"
-    """The JSON file."""
-    page: Path = ROOT / "docs" / "equivariance.md"
-    """The page whose table is replaced; the picture lies beside."""
 
 
 def main(config: Config) -> list[Row]:
@@ -91,10 +81,9 @@ def measure(trained: Trained, config: Config) -> Row:
     if given.context != 1:
         raise ValueError(f"{trained.name} sees {given.context} frames; only policies that see one are measured")
     whole = given.size + 2 * max(config.shifts)
-    seeds, horizon = range(config.first_seed, config.first_seed + config.episodes), episode_steps(given.task, given.widen)
     camera, half = TRAINING_CAMERA.wider(whole / given.size), Shift(workspace=given.workspace or "")
     with ShiftedEnv(given.task, half, camera=camera, size=whole, shadows=given.shadows, widen=given.widen) as env:
-        seen = tqdm(moments(env, seeds, config.every, horizon), desc=trained.name, unit="picture")
+        seen = tqdm(moments(env, config.seeds, config.every, trained.horizon), desc=trained.name, unit="picture")
         found = [deviations(trained.policy, moment, given.size, config.shifts) for moment in seen]
     stride = trained.policy.backbone.spec.stride
     medians = Deviations.joined(found).medians()
@@ -103,9 +92,7 @@ def measure(trained: Trained, config: Config) -> Row:
 
 def write(config: Config, rows: Rows) -> None:
     """Table and picture."""
-    found = rows.find()
-    if not found:
-        raise ValueError(f"{config.results} has no rows: name the folders of trained policies, such as runs/robot/para")
+    found = config.found(rows)
     shifts = [0, *config.shifts]
     table = []
     for row in found:

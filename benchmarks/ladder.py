@@ -15,20 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from finetune.grid import KEY, draw_arms
-from finetune.robot import actor, cell_name
-from finetune.trained import Trained, digits, load_trained, measured, told
-from para_video.demos import EVALUATION_SEED
+from finetune.grid import KEY, digits, draw_arms
+from finetune.robot import actor, cell_name, measured
+from finetune.trained import MeasureConfig, Trained, load_trained, told
 from para_video.figures import display_name, write_table
 from para_video.ladder import RUNGS, Rung
 from para_video.rollout import rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
-from para_video.sims.metaworld import MetaWorldServo, episode_steps
+from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import Shift, parse_shifts
 
 ROOT = Path(__file__).parent.parent
@@ -57,21 +53,13 @@ Gains are over the policy as it is, on the same episodes, with 95 % intervals by
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(MeasureConfig):
     """Measure the ladder of trained policies."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of policies that finetune/robot.py trained; without any, tables and picture are drawn anew."""
-    shifts: str = "none"
-    """What they act under, separated by semicolons; see finetune/robot.py."""
-    episodes: int = 50
-    """Episodes of each rung; the seeds are the same for all."""
-    first_seed: int = EVALUATION_SEED
-    """Of the episodes."""
     results: Path = ROOT / "results" / "ladder.json"
-    """The JSON file."""
     page: Path = ROOT / "docs" / "ladder.md"
-    """The page whose tables are replaced; the picture lies beside."""
+    shifts: str = "none"
+    """What policies act under, separated by semicolons; see finetune/robot.py."""
 
 
 def main(config: Config) -> list[Row]:
@@ -96,16 +84,13 @@ def arm_of(parts: Sequence[str]) -> str:
 def climb(trained: Trained, parts: Sequence[str], shifts: Sequence[Shift], config: Config) -> Row:
     """Outcomes of a rung's episodes by shift, and the errors that the policy's own answers had there."""
     begin, succeeded, errors = time.perf_counter(), {}, {}
-    seeds, horizon = (
-        range(config.first_seed, config.first_seed + config.episodes),
-        episode_steps(trained.config.task, trained.config.widen),
-    )
     for shift in shifts:
         with trained.config.env(shift) as env:
             rung = Rung(env, actor(trained.name, trained.policy), trained.policy, MetaWorldServo(), parts)
-            run = partial(rollout, env, rung, rung, context=trained.config.context, horizon=horizon)
+            run = partial(rollout, env, rung, rung, context=trained.config.context, horizon=trained.horizon)
             view = cell_name(shift)
-            succeeded[view] = digits(measured(run, seeds, f"{trained.name}, {view}: {arm_of(parts)} replaced"))
+            cell = measured(run, config.seeds, f"{trained.name}, {view}: {arm_of(parts)} replaced")
+            succeeded[view] = digits(each.succeeded for each in cell.episodes)
             errors[view] = rung.errors.summary()
     return {"succeeded": succeeded, "errors": errors, "seconds": round(time.perf_counter() - begin, 1)}
 
@@ -115,9 +100,7 @@ def climb(trained: Trained, parts: Sequence[str], shifts: Sequence[Shift], confi
 
 def write(config: Config, rows: Rows) -> None:
     """Tables and picture."""
-    found = rows.find()
-    if not found:
-        raise ValueError(f"{config.results} has no rows: name the folders of trained policies, such as runs/robot/para")
+    found = config.found(rows)
     policies, views = list(dict.fromkeys(row["policy"] for row in found)), list(found[0]["succeeded"])
     tasks = ", ".join(dict.fromkeys(f"{row['task']} from {row['demos']} demonstrations" for row in found))
     made = (

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 
 from finetune import robot
+from para_video.demos import TUNING_SEED
 from para_video.figures import write_table
 from para_video.rollout import horizon_for
 from para_video.runs import same_settings
@@ -30,8 +31,6 @@ Every policy gets the same budget, the same demonstrations and the same learning
 those of any figure in the README. One training seed, so that differences of a few episodes mean nothing.
 
 """
-TUNING_SEED = 90_000
-"""Tuning episodes start here: above those of demonstrations, below those of the evaluation."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The scripts in benchmarks/ say which runs; this says how they are measured, kept
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def measure(
         tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
         policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")
         cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task, config.widen))
-        won = {view: "".join("01"[at is not None] for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
+        won = {view: digits(at is not None for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
         held = {view: cell["held"] for view, cell in cells.items()}
         rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1)})
         console.print(f"{' '.join(map(str, key.values()))}: " + ", ".join(f"{v} {s.count('1')}/{len(s)}" for v, s in won.items()))
@@ -52,6 +52,11 @@ def measure(
 
 
 # -------------------------------------------------------------------- what rows say
+
+
+def digits(happened: Iterable[bool]) -> str:
+    """What happened in each episode, a digit 0 or 1 an episode, as rows hold it."""
+    return "".join("01"[bool(each)] for each in happened)
 
 
 def outcomes(rows: Sequence[Row], view: str = "same") -> np.ndarray:

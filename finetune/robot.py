@@ -61,7 +61,7 @@ from para_video.figures import (
     write_picture,
     write_report,
 )
-from para_video.heads import ParaHead
+from para_video.heads import ParaHead, action_maps
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
@@ -312,10 +312,11 @@ def bounds(
             "readout": lambda seed: rollout(env, oracle, servo, seed, context=0, horizon=horizon),
             "blind_replay": lambda seed: rollout(env, replay, servo, seed, context=0, horizon=horizon),
         }
-        return {name: _measured(run, seeds, name) for name, run in runs.items()}, horizon
+        return {name: measured(run, seeds, name) for name, run in runs.items()}, horizon
 
 
-def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
+def measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
+    """Episodes of all seeds under a progress bar."""
     with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
         return evaluate(run, seeds, on_episode=lambda _: bar.update())
 
@@ -326,11 +327,9 @@ def _measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) ->
 def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> PolicySpec:
     """What a policy is built from."""
     head, options = HEADS[name]
-    if name == "para":
-        readout, own = config.para_options
-        options = {"spec": readout_spec(demos, **readout), **own}
-    else:
-        options = {"spec": readout_spec(demos), **options}
+    readout, own = config.para_options if name == "para" else ({}, {})
+    options = {"spec": readout_spec(demos, **readout), **options, **own}
+    if name != "para":
         schedule = DEFAULT_SCHEDULE
         options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
     return PolicySpec(
@@ -476,7 +475,7 @@ def evaluate_view(name: str, policy: VideoPolicy, config: RobotConfig, shift: Sh
     """The cell of a policy under a shift."""
     with config.env(shift) as env:
         run = partial(rollout, env, actor(name, policy), MetaWorldServo(), context=config.context, horizon=horizon)
-        return _measured(run, seeds, f"{name} {cell_name(shift)}")
+        return measured(run, seeds, f"{name} {cell_name(shift)}")
 
 
 # -------------------------------------------------------------------- pictures
@@ -513,9 +512,7 @@ def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: 
 
     def shoot(observation: Observation, actions: Actions) -> None:
         clip, state = policy.inputs(observation)
-        with torch.no_grad():
-            features, query = policy.features(clip)
-            maps = policy.head.maps(features, query, state)
+        maps = action_maps(policy, clip, state)
         frame = (clip[0, -1].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
         heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
         row = []

@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from backbones import shipped_weights
 from finetune import robot
+from finetune.grid import digits
 from finetune.robot import RobotConfig
-from para_video.checkpoint import WEIGHTS_FILE
+from para_video.checkpoint import checkpoint_digest
 from para_video.demos import DemoSet, Plan, record_demo
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
@@ -217,8 +218,7 @@ def recorded(config: RobotConfig, suite: Suite, console: Console) -> DemoSet:
 
 def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row) -> None:
     """Add what was measured to every experiment that asked, each as many episodes as it wanted."""
-    won = "".join("01"[episode.succeeded] for episode in measured.episodes)
-    held = "".join("01"[episode.held] for episode in measured.episodes)
+    won, held = digits(each.succeeded for each in measured.episodes), digits(each.held for each in measured.episodes)
     for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
         suite.rows(cell.experiment).add(
@@ -300,7 +300,7 @@ def trained_on(config: RobotConfig, policy: str) -> str:
 
 def _digest(folder: Path | None) -> str | None:
     """Of a checkpoint's weights; None without one."""
-    return None if folder is None else hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+    return None if folder is None else checkpoint_digest(folder)
 
 
 # -------------------------------------------------------------------- how long it takes

@@ -16,7 +16,6 @@ from para_video.statistics import Estimate, difference, success_rate
 
 Outcomes = dict[tuple[str, int], list[float]]
 """Episodes by task and training seed: 0 or 1, or the share of several views in which the episode succeeded."""
-NAMES = {"none": "training view"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ def measured_on(found: Outcomes) -> str:
 
 
 def view_name(view: str) -> str:
-    if view in NAMES:
-        return NAMES[view]
+    if view == "none":
+        return "training view"
     name, _, value = view.partition("=")
     return f"azimuth {float(value):+g}°" if name == "azimuth" and "," not in view else view.replace("=", " ").replace("_", " ")
 

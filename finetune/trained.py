@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tqdm import tqdm
+import tyro
 
 from finetune.grid import cell, gain, outcomes
 from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
-from para_video.checkpoint import WEIGHTS_FILE, load_policy
-from para_video.rollout import Cell, Episode, evaluate, wilson_interval
+from para_video.checkpoint import checkpoint_digest, load_policy
+from para_video.demos import EVALUATION_SEED
 from para_video.rows import Row, Rows
 from para_video.runs import SETTINGS_FILE
+from para_video.sims.metaworld import episode_steps
+from para_video.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What benchmarks of trained policies have in common; each says where its results go."""
+
+    results: Path
+    """The JSON file."""
+    page: Path
+    """The page whose tables are replaced; pictures lie beside."""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of policies that finetune/robot.py trained; without any, tables and pictures are drawn anew."""
+    episodes: int = 50
+    """Episodes of everything that is measured; the seeds are the same for all."""
+    first_seed: int = EVALUATION_SEED
+    """Of the episodes."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.episodes)
+
+    def found(self, rows: Rows) -> list[Row]:
+        """All rows. Raises ValueError where there are none."""
+        if not (found := rows.find()):
+            raise ValueError(f"{self.results} has no rows: name the folders of trained policies, such as runs/robot/para")
+        return found
 
 
 @dataclass(frozen=True)
@@ -32,6 +58,11 @@ class Trained:
     policy: VideoPolicy
     config: RobotConfig
     weights: str
+
+    @property
+    def horizon(self) -> int:
+        """Control steps of an episode."""
+        return episode_steps(self.config.task, self.config.widen)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -62,18 +93,7 @@ def load_trained(folder: Path) -> Trained:
     given = {name: value for name, value in settings.items() if name in known}
     given |= {name: Path(given[name]) for name in ("demo_folder", "extra_videos") if given.get(name)}
     config = RobotConfig(**given, policies=folder.name)
-    return Trained(folder.name, policy, config, hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12])
-
-
-def measured(run: Callable[[int], Episode], seeds: Sequence[int], name: str) -> Cell:
-    """Episodes of all seeds under a progress bar."""
-    with tqdm(total=len(seeds), desc=name, unit="episode") as bar:
-        return evaluate(run, seeds, on_episode=lambda _: bar.update())
-
-
-def digits(cell: Cell) -> str:
-    """Its outcomes, a digit an episode."""
-    return "".join("01"[episode.succeeded] for episode in cell.episodes)
+    return Trained(folder.name, policy, config, checkpoint_digest(folder))
 
 
 def told(rows: Rows, policy: str, arm: str, before: str, view: str) -> tuple[str, str]:

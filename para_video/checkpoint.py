@@ -179,6 +179,11 @@ def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, An
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
+def checkpoint_digest(folder: Path) -> str:
+    """12 hexadecimal digits of a checkpoint's weights file: others for other weights."""
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+
+
 def load_backbone(backbone: VideoBackbone, folder: Path) -> None:
     """Give a backbone all its weights from a checkpoint of a backbone or a policy.
 

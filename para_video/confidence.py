@@ -5,11 +5,13 @@ A heatmap and bins are distributions: their entropy, and the log-probability of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy.stats import mannwhitneyu, spearmanr
 
 from para_video.demos import ScriptedEnv
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy, Schedule
@@ -86,24 +88,17 @@ class Witness:
 # -------------------------------------------------------------------- what doubt is worth
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) ranks from 1; equal values share their mean rank."""
-    _, inverse, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[inverse]
-
-
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's of (n,) and (n,); NaN where one of them is constant."""
-    a, b = (ranks(each) - (len(each) + 1) / 2 for each in (first, second))
-    spread = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / spread if spread else float("nan")
+    constant = np.ptp(first) == 0 or np.ptp(second) == 0
+    return math.nan if constant else float(spearmanr(first, second).statistic)
 
 
 def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
     """Probability that a positive's score is above a negative's, ties counting half: the area under the ROC curve of scores (n,)
     and bools (n,). NaN where all are of one kind."""
     n, m = int(positive.sum()), int((~positive).sum())
-    return float(ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m) if n and m else float("nan")
+    return float(mannwhitneyu(scores[positive], scores[~positive]).statistic) / (n * m) if n and m else math.nan
 
 
 def calibration(decisions: Sequence[Decision], episodes: Sequence[Episode], measure: Measure, bins: int = 5) -> dict[str, object]:

@@ -28,8 +28,9 @@ from para_video.training import whole_folder
 FORMAT = 1
 """Version of the files; a set of another version is not read."""
 
-EVALUATION_SEED = 100_000
-"""Evaluation seeds start here; demonstrations stay below, so the two never meet."""
+TUNING_SEED, EVALUATION_SEED = 90_000, 100_000
+"""Seeds of episodes that policies are tuned on, and that they are evaluated on, start here; demonstrations stay below, so that they
+never meet."""
 
 
 @dataclass(frozen=True)

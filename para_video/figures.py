@@ -740,7 +740,7 @@ def _rate(reference: Mapping[str, Any] | float) -> float:
 
 def _interval(policy: str, view: str, cell: Mapping[str, Any]) -> tuple[float, float, float]:
     """A cell's rate and how far its interval reaches below and above."""
-    if cell.get("episodes", 1) < 1:
+    if "interval95" not in cell and cell["episodes"] < 1:
         raise ValueError(f"{policy} / {view}: a rate needs at least one episode, got {cell['episodes']}")
     rate, (low, high) = _rate(cell), cell["interval95" if "interval95" in cell else "wilson95"]
     if not low - 1e-9 <= rate <= high + 1e-9:

@@ -109,8 +109,12 @@ class LookedMaps:
     def read(self, pixels: Tensor) -> PixelLogits:
         """The average of what the looks read at pixels (1, t, 2) of the first."""
         read = self.maps.read(moved(pixels.expand(len(self.to_look), -1, -1), self.to_look))
-        mean = lambda logits: logits.float().log_softmax(-1).mean(0, keepdim=True)  # noqa: E731
-        return PixelLogits(mean(read.z), mean(read.gripper), None if read.rotation is None else mean(read.rotation))
+        return PixelLogits(averaged(read.z), averaged(read.gripper), None if read.rotation is None else averaged(read.rotation))
+
+
+def averaged(logits: Tensor) -> Tensor:
+    """(1, ...) the mean over n looks of log-probabilities, from logits (n, ..., bins)."""
+    return logits.float().log_softmax(-1).mean(0, keepdim=True)
 
 
 def moved(pixels: Tensor, homography: Tensor) -> Tensor:
@@ -199,12 +203,11 @@ def fused_cameras(maps: ActionMaps, state: RobotState, spec: ReadoutSpec, *, rea
         points = torch.cat([centre[:2] + (place - side // 2) * step_m, height[:, None]], -1)
         pixels, _ = state.camera.project(points.expand(len(state.opening), -1, -1))
         read = maps.read(pixels)
-        mean = lambda logits: logits.float().log_softmax(-1).mean(0, keepdim=True)  # noqa: E731
-        log, gripper = fused.flatten(1).log_softmax(-1), mean(read.gripper)
+        log, gripper = fused.flatten(1).log_softmax(-1), averaged(read.gripper)
         return Actions(
             positions=points[None],
             gripper=spec.gripper_value(gripper),
-            rotations=None if read.rotation is None else spec.rotation_matrix(spec.angles.decode(mean(read.rotation))),
+            rotations=None if read.rotation is None else spec.rotation_matrix(spec.angles.decode(averaged(read.rotation))),
             pixels=pixels[:1],
             log_probability=log.amax(-1)[None] + gripper.log_softmax(-1).amax(-1),
             entropy=(torch.special.entr(log.exp()).sum(-1) + torch.special.entr(gripper.softmax(-1)).sum(-1)),

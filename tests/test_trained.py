@@ -12,6 +12,7 @@ from finetune.grid import KEY
 from finetune.trained import load_trained, told
 from para_video.baselines import ActionStatistics
 from para_video.checkpoint import PolicySpec, save_policy
+from para_video.demos import TUNING_SEED
 from para_video.heatmap import Bins
 from para_video.ladder import PARTS
 from para_video.readout import ReadoutSpec
@@ -46,11 +47,12 @@ def run(tmp_path_factory) -> Path:
 def measure(name: str, tmp_path: Path, *runs: Path, **options) -> tuple[list[dict], str]:
     """Rows and page of a benchmark, of one episode of nine steps and a short ladder."""
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
-    names["main"].__globals__.update(episode_steps=lambda *_: 9, RUNGS=((), ("pixel",), PARTS))
-    config = names["Config"](
-        runs, episodes=1, first_seed=90_000, results=tmp_path / f"{name}.json", page=tmp_path / f"{name}.md", **options
-    )
-    return names["main"](config), config.page.read_text()
+    names["main"].__globals__.update(RUNGS=((), ("pixel",), PARTS))
+    places = {"results": tmp_path / f"{name}.json", "page": tmp_path / f"{name}.md"}
+    config = names["Config"](runs=runs, episodes=1, first_seed=TUNING_SEED, **places, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.trained.episode_steps", lambda *_: 9)
+        return names["main"](config), config.page.read_text()
 
 
 def test_a_policy_is_loaded_with_the_task_of_its_run(run: Path, tmp_path: Path) -> None:
