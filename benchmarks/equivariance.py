@@ -119,11 +119,12 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
                 x, y = zip(*((part["shift"], part[name]) for part in row["medians"]), strict=True)
                 told = display_name(row["policy"]) + (f", {row['task']}" if len({each["task"] for each in rows}) > 1 else "")
                 axes.plot(x, y, marker="os^Dv"[i % 5], label=told)
+            if name == "pixel_px":
+                longest = rows[0]["medians"][-1]["shift"]
+                axes.plot([0, longest], [0, longest], color="grey", linestyle="--", label="stays on the picture")
+                axes.legend()
             axes.set(xlabel="shift of the picture (px)", ylabel=text)
             axes.set_ylim(bottom=0)
-        longest = rows[0]["medians"][-1]["shift"]
-        panels[0].plot([0, longest], [0, longest], color="grey", linestyle="--", label="stays on the picture")
-        panels[0].legend()
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
 

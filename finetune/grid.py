@@ -16,6 +16,7 @@ from matplotlib import pyplot
 from rich.console import Console
 
 from finetune import robot
+from para_video.figures import display_name
 from para_video.rows import Row, Rows
 from para_video.sims.metaworld import episode_steps
 from para_video.statistics import difference, wilson_interval
@@ -102,7 +103,7 @@ def draw_arms(
                     low, high = wilson_interval(int(won.sum()), len(won))
                     y, rate = i + 0.8 * (k - (len(policies) - 1) / 2) / len(policies), won.mean()
                     error = [[rate - low], [high - rate]]
-                    axes.barh(y, rate, 0.8 / len(policies), xerr=error, color=f"C{k}", label=None if i else policy)
+                    axes.barh(y, rate, 0.8 / len(policies), xerr=error, color=f"C{k}", label=None if i else display_name(policy))
         axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="success (Wilson 95 %)", title=title)
