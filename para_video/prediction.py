@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -16,7 +17,7 @@ from para_video.agent import Batch, VideoPolicy
 from para_video.batches import Augmentation, random_camera_warp, random_colours, warp_images
 from para_video.circles import CircleVideos, constant_velocity
 from para_video.demos import Demo
-from para_video.features import VideoBackbone
+from para_video.features import VideoBackbone, VideoFeatures
 from para_video.heatmap import cells_to_pixels, inside, window_soft_argmax
 from para_video.motion import MotionVideos
 from para_video.readout import Targets
@@ -26,6 +27,8 @@ Source = Callable[[np.random.Generator, int], Tensor]
 """(rng, frames) to a clip (frames, 3, H, W) uint8."""
 CHANGING = 0.1
 """A pixel counts as changing where a colour channel is this far from that of the last observed frame."""
+DRAWN_SIDE = 4
+"""Pixels to the side of a map's cell that are drawn from it."""
 COLOURS = Augmentation(gain=0.1, bias=0.05, noise=0.0)
 """Of training clips; much noise would be something to predict."""
 
@@ -127,24 +130,51 @@ class VideoPredictor(nn.Module):
 
     Args:
         backbone: with `spec.generative`. drop: share of the clips whose observed frames are blank, for guidance in sampling.
+        draw: whether one linear layer also has to draw the frames, seen and future, from the maps as heads read them. What a video
+            model need not change it need not know: of things at rest, maps otherwise tell little. Takes a forward more.
 
     Raises:
         ValueError: the backbone is no generative model.
     """
 
-    def __init__(self, backbone: VideoBackbone, *, drop: float = 0.1) -> None:
+    def __init__(self, backbone: VideoBackbone, *, drop: float = 0.1, draw: bool = False) -> None:
         super().__init__()
-        if not backbone.spec.generative:
+        spec = backbone.spec
+        if not spec.generative:
             raise ValueError(
                 f"{type(backbone).__name__} has no generative loss (spec.generative is False); choose another backbone"
             )
         self.backbone, self.drop = backbone, drop
+        self.draw = nn.Conv2d(spec.channels, spec.span * 3 * DRAWN_SIDE**2, 1) if draw else None
 
     def forward(self, batch: ClipBatch) -> dict[str, Tensor]:
-        clip, seen = batch.clip, batch.clip[:, : batch.observed]
+        clip, observed = batch.clip, batch.observed
         dropped = torch.rand(len(clip), 1, 1, 1, 1, device=clip.device) < self.drop
-        clip = torch.cat([torch.where(dropped, torch.full_like(seen, 0.5), seen), clip[:, batch.observed :]], 1)
-        return {"flow": self.backbone.generative_loss(clip, batch.observed)}
+        seen = torch.where(dropped, torch.full_like(clip[:, :observed], 0.5), clip[:, :observed])
+        clip = torch.cat([seen, clip[:, observed:]], 1)
+        if self.draw is None:
+            return {"flow": self.backbone.generative_loss(clip, observed)}
+        since = None if float(torch.rand(())) < 0.5 else 0.0  # policies read the present and the future alone
+        features, flow = self.backbone.joint(clip, observed, since=since)
+        return {"flow": flow, "draw": drawing_loss(self.draw, features, clip, observed)}
+
+
+def drawing_loss(draw: nn.Conv2d, features: VideoFeatures, clip: Tensor, observed: int) -> Tensor:
+    """Mean squared error of frames, in [-1, 1], that a layer finds in each map: `DRAWN_SIDE` pixels to the side of a cell, for as
+    many frames as a map spans; of a map that spans fewer, the last ones count.
+
+    Args:
+        features: of the first `observed` frames of clip (b, t, 3, H, W), and of the others as future.
+    """
+    (b, s), (h, w) = features.maps.shape[:2], features.maps.shape[-2:]
+    small = F.interpolate(clip.flatten(0, 1), size=(DRAWN_SIDE * h, DRAWN_SIDE * w), mode="area").unflatten(0, (b, -1))
+    drawn = F.pixel_shuffle(draw(features.maps.flatten(0, 1)).float(), DRAWN_SIDE).unflatten(1, (-1, 3)).unflatten(0, (b, s))
+    errors = []
+    for k, (first, last) in enumerate((features.spans + observed - 1).round().int().tolist()):
+        truth = 2 * small[:, max(first, 0) : last + 1] - 1
+        if truth.shape[1]:  # a map of copies alone ends before the first frame
+            errors.append((drawn[:, k, -truth.shape[1] :] - truth).square().mean())
+    return torch.stack(errors).mean()
 
 
 # -------------------------------------------------------------------- how good is a future?

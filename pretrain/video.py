@@ -86,6 +86,8 @@ class VideoConfig:
     """Peak learning rate."""
     drop: float = 0.1
     """Share of training clips whose observed frames are blank."""
+    draw: bool = True
+    """One linear layer has to draw all frames from the maps that heads read, so that these know how things at rest look."""
     contexts: tuple[int, ...] = (1, 1, 2, 4)
     """Numbers of observed frames, one of which is drawn for each batch."""
     horizon: int = 6
@@ -314,7 +316,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
     torch.manual_seed(config.seed)
-    predictor = VideoPredictor(backbone_class(config.backbone)(), drop=config.drop)
+    predictor = VideoPredictor(backbone_class(config.backbone)(), drop=config.drop, draw=config.draw)
     for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
         with torch.no_grad():
             predictor(ClipBatch(torch.zeros(1, observed + config.horizon, 3, config.size, config.size), observed))

@@ -7,13 +7,15 @@ import torch
 from backbones.mini import MiniVideo
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
-from para_video.features import FeatureSpec, VideoBackbone
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures
 from para_video.prediction import (
+    DRAWN_SIDE,
     ClipBatch,
     ClipBatches,
     FutureScore,
     GripperFrames,
     VideoPredictor,
+    drawing_loss,
     futures,
     gripper_errors,
     gripper_pixels,
@@ -187,3 +189,48 @@ def test_convolutions_are_shortened_without_a_change_of_what_is_predicted():
         assert torch.equal(model.sample(seen, 3, steps=1), before)
     assert 0.7 < model.up1.conv.weight.norm() / fresh.norm() < 1.5
     assert 0.7 < long.weight.norm() / (long.out_channels / 3) ** 0.5 < 1.5
+
+
+# -------------------------------------------------------------------- maps that draw
+
+
+class Painter(Listener):
+    """A generative model whose maps are what they should draw: seen frames alone, future ones in pairs."""
+
+    spec = FeatureSpec(2 * 3 * DRAWN_SIDE**2, 4, 2, predicts=True, contexts=(1, 8), max_horizon=8, size_multiple=4, generative=True)
+
+    def joint(self, clip, observed, *, since=None, prompts=None, generator=None):
+        def told(frames: torch.Tensor) -> torch.Tensor:  # (b, n, 3, H, W), as a map of two frames
+            packed = torch.nn.functional.pixel_unshuffle(2 * frames.flatten(1, 2) - 1, DRAWN_SIDE)
+            return torch.nn.functional.pad(packed, (0, 0, 0, 0, self.spec.channels - packed.shape[1], 0))
+
+        shown = observed if since is None else 1
+        frames = [clip[:, k : k + 1] for k in range(observed - shown, observed)]
+        frames += [clip[:, k : k + 2] for k in range(observed, clip.shape[1], 2)]
+        ends = torch.arange(1.0 - shown, 1.0)
+        spans = torch.cat([torch.stack([ends, ends], -1), torch.tensor([[1.0, 2.0], [3.0, 4.0]])])
+        return VideoFeatures(torch.stack([told(f) for f in frames], 1), spans.mean(-1), spans, torch.eye(3)[:2]), clip.mean()
+
+
+def as_it_is(predictor: VideoPredictor) -> None:
+    with torch.no_grad():
+        torch.nn.init.eye_(predictor.draw.weight.flatten(1))
+        predictor.draw.bias.zero_()
+
+
+@pytest.mark.parametrize("observed", [1, 3])
+def test_frames_are_drawn_from_the_maps_that_span_them(observed):
+    predictor, clip = VideoPredictor(Painter(), drop=0.0, draw=True), torch.rand(2, observed + 4, 3, 8, 8)
+    as_it_is(predictor)
+    for _ in range(4):  # with and without the maps of the past
+        assert predictor(ClipBatch(clip, observed))["draw"] < 1e-10
+    shifted = torch.cat([clip[:, 1:], clip[:, :1]], 1)
+    features, _ = predictor.backbone.joint(clip, observed)
+    assert drawing_loss(predictor.draw, features, shifted, observed) > 0.1
+
+
+def test_drawing_teaches_the_maps_and_is_off_by_default():
+    predictor = VideoPredictor(MiniVideo(width=16, channels=16, depth=1), drop=0.0, draw=True)
+    predictor(ClipBatch(torch.rand(2, 4, 3, 32, 32), 1))["draw"].backward()
+    assert float(predictor.backbone.stem.weight.grad.norm()) > 0
+    assert VideoPredictor(MiniVideo(width=16, channels=16, depth=1)).draw is None
