@@ -23,7 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
@@ -50,19 +49,10 @@ from para_video.checkpoint import (
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
-from para_video.figures import (
-    draw_points,
-    label,
-    overlay_heatmap,
-    side_by_side,
-    success_bars,
-    upscale,
-    upscale_points,
-    write_picture,
-    write_report,
-)
-from para_video.heads import ParaHead, action_maps
-from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, Policy
+from para_video.figures import side_by_side, success_bars, write_picture, write_report
+from para_video.films import Film, heatmap_sheet, shoot
+from para_video.heads import ParaHead
+from para_video.policy import DEFAULT_SCHEDULE, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
@@ -77,7 +67,7 @@ from para_video.rollout import (
     rollout,
 )
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
-from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
+from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
@@ -481,51 +471,12 @@ def evaluate_view(name: str, policy: VideoPolicy, config: RobotConfig, shift: Sh
 # -------------------------------------------------------------------- pictures
 
 
-class FilmedEnv:
-    """An environment that keeps a frame of every second step; everything else is the environment's own."""
-
-    def __init__(self, env: MetaWorldEnv) -> None:
-        self._env, self.frames, self._steps = env, [], 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
-
-    def step(self, command: np.ndarray) -> Any:
-        result = self._env.step(command)
-        self._steps += 1
-        if self._steps % 2 == 0:
-            self.frames.append(self._env.render())
-        return result
-
-
-def film(name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int, shift: Shift) -> tuple[np.ndarray, bool]:
-    """A rollout's frames (t, H, W, 3) uint8, and whether it succeeded."""
-    with config.env(shift) as env:
-        filmed = FilmedEnv(env)
-        episode = rollout(filmed, actor(name, policy), MetaWorldServo(), seed, context=config.context, horizon=horizon)
-        return np.stack(filmed.frames), episode.succeeded
-
-
-def film_heatmaps(policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int) -> np.ndarray:
-    """What PARA sees and answers at each of n decisions of a rollout: the heatmaps of t targets, (n, t, H, W, 3) uint8."""
-    shots = []
-
-    def shoot(observation: Observation, actions: Actions) -> None:
-        clip, state = policy.inputs(observation)
-        maps = action_maps(policy, clip, state)
-        frame = (clip[0, -1].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8)
-        heat = maps.heat[0].float().flatten(1).softmax(-1).view(maps.heat.shape[1:]).cpu().numpy()
-        row = []
-        for t, pixel in enumerate(actions.pixels[0].cpu().numpy()):
-            image = draw_points(
-                upscale(overlay_heatmap(frame, heat[t]), 3), upscale_points(pixel[None], 3), style="cross", radius=9
-            )
-            row.append(label(image, f"target +{t + 1}"))
-        shots.append(np.stack(row))
-
-    with config.env() as env:
-        rollout(env, policy, MetaWorldServo(), seed, context=config.context, horizon=horizon, on_decision=shoot)
-    return np.stack(shots)
+def film(
+    name: str, policy: VideoPolicy, config: RobotConfig, seed: int, horizon: int, shift: Shift = NO_SHIFT, size: int = 256
+) -> Film:
+    """A rollout under a shift, in frames of `size` pixels."""
+    with config.env(shift) as env, replace(config, size=size).env(shift) as stage:
+        return shoot(env, stage, actor(name, policy), MetaWorldServo(), seed, context=config.context, horizon=horizon)
 
 
 def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: RobotConfig, out: Path, horizon: int) -> None:
@@ -538,16 +489,16 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
     media.append(("Success", "Share of episodes that succeed, with Wilson 95 % intervals.", out / "success.png"))
     if "para" in trained:
         seed = _telling_seed(summary["policies"], "para", None)
-        shots = film_heatmaps(trained["para"], config, seed, horizon)
-        write_video(out / "heatmaps.mp4", shots.reshape(-1, *shots.shape[2:]), fps=6)
-        rows = shots[np.linspace(0, len(shots) - 1, min(len(shots), 4)).round().astype(int)]
-        write_picture(out / "heatmaps.png", np.concatenate([np.concatenate(list(row), 1) for row in rows]))
-        media.append(("Where next?", f"PARA's heatmaps at each decision of episode {seed}.", out / "heatmaps.mp4"))
+        shown = film("para", trained["para"], config, seed, horizon)
+        write_video(out / "heatmaps.mp4", shown.overlaid(), fps=12)
+        write_picture(out / "heatmaps.png", heatmap_sheet(shown))
+        media.append(("Where next?", f"PARA's heatmaps and targets in episode {seed}.", out / "heatmaps.mp4"))
         for other in [name for name in trained if name != "para"][:1]:
             seed = _telling_seed(summary["policies"], "para", other)
             view, shift = next(iter(config.views.items()))
-            clips, won = zip(*(film(name, trained[name], config, seed, horizon, shift) for name in ("para", other)), strict=True)
-            write_video(out / "side_by_side.mp4", side_by_side(*clips, ("PARA", other), won, hold=10), fps=12)
+            pair = [film(name, trained[name], config, seed, horizon, shift) for name in ("para", other)]
+            clips, won = [each.overlaid() for each in pair], [each.episode.succeeded for each in pair]
+            write_video(out / "side_by_side.mp4", side_by_side(clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
             media.append((f"PARA and {other}", told, out / "side_by_side.mp4"))
     intro = (

@@ -12,7 +12,7 @@ import html
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
@@ -126,12 +126,13 @@ def draw_points(
         raise ValueError(f"{len(places)} points want as many colours, got {len(inks)}")
     if style not in get_args(MarkStyle):
         raise ValueError(f"unknown style '{style}'; choose from {', '.join(get_args(MarkStyle))}")
+    image = image.copy()
     if style == "trajectory":
         for start, end, ink in zip(places[:-1], places[1:], inks[1:], strict=True):
-            image = _stamp(image, _segment_distance(image.shape, start, end) - radius / 4, ink)
+            _stamp(image, np.stack([start, end]), radius, lambda shape, ends: _segment_distance(shape, *ends) - radius / 4, ink)
     for place, ink in zip(places, inks, strict=True):
-        image = _stamp(image, _mark_distance(image.shape, place, style, radius), ink)
-    return image.copy()
+        _stamp(image, place[None], radius, lambda shape, at: _mark_distance(shape, at[0], style, radius), ink)
+    return image
 
 
 def label(frame: ArrayLike, text: str, *, place: Literal["top", "bottom"] = "top", background: Colour = BAND) -> Frame:
@@ -196,40 +197,57 @@ def heatmap_strip(
             if marks is not None:
                 place = upscale_points(np.asarray(marks)[i], factor)
                 panel = draw_points(panel, place, style=style, radius=radius, colours=[ink])
-        panels.append(panel if labels is None else np.concatenate([_bar(labels[i], panel.shape[1]), panel]))
+        panels.append(panel if labels is None else titled(panel, labels[i]))
     return panel_grid(panels, columns or min(n, 6))
 
 
 def side_by_side(
-    video_a: ArrayLike, video_b: ArrayLike, titles: tuple[str, str], outcomes: tuple[bool, bool], *, hold: int = 0
+    videos: Sequence[ArrayLike],
+    titles: Sequence[str],
+    outcomes: Sequence[bool],
+    *,
+    columns: int | None = None,
+    hold: int = 0,
+    width: int = 320,
 ) -> Frame:
-    """Two rollouts next to each other; the shorter one freezes on its last frame, and each shows its outcome from its end on.
+    """Rollouts next to each other; shorter ones freeze on their last frame. Each shows its outcome from its end on, in words and as
+    the colour of the frame around it.
 
     Args:
-        video_a: uint8 (ta, H, W, 3). video_b: uint8 (tb, H, W, 3) of the same H and W.
-        titles: above the videos. outcomes: whether each succeeded.
-        hold: frames for which the last picture stands after both have ended.
+        videos: uint8 (t, H, W, 3) of one H and W; t may differ. titles: above the videos. outcomes: whether each succeeded.
+        columns: videos in a row, default all. hold: frames for which the last picture stands after all have ended.
+        width: small videos are enlarged by a whole number to about so many pixels.
 
     Returns:
-        uint8 (max(ta, tb) + hold, H', W', 3) with H' and W' even, as video encoders want them; small videos are enlarged.
+        uint8 (longest t + hold, H', W', 3) with H' and W' even, as video encoders want them.
     """
-    videos = [np.asarray(video_a), np.asarray(video_b)]
-    if any(v.ndim != 4 or len(v) == 0 for v in videos) or videos[0].shape[1:] != videos[1].shape[1:]:
+    takes = [np.asarray(video) for video in videos]
+    if not takes or any(v.ndim != 4 or len(v) == 0 for v in takes) or len({v.shape[1:] for v in takes}) > 1:
         raise ValueError(
-            f"side_by_side wants two videos (t, H, W, 3) of one size, at least a frame each; got {[v.shape for v in videos]}"
+            f"side_by_side wants videos (t, H, W, 3) of one size, at least a frame each; got {[v.shape for v in takes]}"
         )
-    factor = max(1, round(320 / videos[0].shape[2]))
+    factor = max(1, round(width / takes[0].shape[2]))
     frames = []
-    for t in range(max(map(len, videos)) + hold):
+    for t in range(max(map(len, takes)) + hold):
         panels = []
-        for video, title, success in zip(videos, titles, outcomes, strict=True):
+        for video, title, success in zip(takes, titles, outcomes, strict=True):
             panel = upscale(video[min(t, len(video) - 1)], factor)
-            ended = t >= len(video) - 1
-            words, colour = (("✓ success", SUCCESS) if success else ("✗ failed", FAILURE)) if ended else ("", BAND)
-            bars = _bar(title, panel.shape[1]), _bar(words, panel.shape[1], colour)
-            panels.append(np.concatenate([bars[0], panel, bars[1]]))
-        frames.append(_even(panel_grid(panels, 2, gap=6)))
+            words, colour = outcome_words(success) if t >= len(video) - 1 else ("", BAND)
+            panels.append(np.concatenate([_bar(title, panel.shape[1]), panel, _bar(words, panel.shape[1], colour)]))
+            _paint_border(panels[-1], colour)
+        frames.append(_even(panel_grid(panels, columns or len(takes), gap=6)))
     return np.stack(frames)
+
+
+def outcome_words(success: bool) -> tuple[str, Colour]:
+    """What an episode's outcome is called, and its colour."""
+    return ("✓ success", SUCCESS) if success else ("✗ failed", FAILURE)
+
+
+def titled(image: ArrayLike, text: str, *, background: Colour = BAND) -> Frame:
+    """A frame (H, W, 3) under a bar with one line; see `label`."""
+    frame = _frame(image)
+    return np.concatenate([_bar(text, frame.shape[1], background), frame])
 
 
 def matches_picture(first: ArrayLike, second: ArrayLike, pixels: ArrayLike, found: ArrayLike, right: ArrayLike) -> Frame:
@@ -253,7 +271,19 @@ def matches_picture(first: ArrayLike, second: ArrayLike, pixels: ArrayLike, foun
 
 def write_picture(path: str | Path, image: ArrayLike) -> None:
     """Write a PNG of a frame, uint8 (H, W, 3)."""
-    Image.fromarray(_frame(image)).save(path)
+    Image.fromarray(_frame(image)).save(path, optimize=True)
+
+
+def write_animation(path: str | Path, frames: ArrayLike, fps: float = 10.0, *, quality: int = 50) -> None:
+    """Write frames, uint8 (t, H, W, 3), as an animated WebP that plays again and again, which a Markdown page shows as a picture.
+
+    Args:
+        quality: 0 to 100, of a lossy picture.
+    """
+    first, *rest = (Image.fromarray(_frame(frame)) for frame in np.asarray(frames))
+    first.save(
+        path, format="WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=quality, method=6
+    )
 
 
 # -------------------------------------------------------------------- charts
@@ -663,16 +693,28 @@ def _blend(image: Frame, colours: NDArray, opacity: NDArray) -> Frame:
     return np.round(image * (1 - cover) + colours * cover).astype(np.uint8)
 
 
-def _stamp(image: Frame, distance: NDArray, ink: Colour) -> Frame:
-    """Fill where a signed distance (H, W) in pixels is negative; half a pixel either side of the edge is the antialiasing."""
-    dark = _blend(image, np.zeros(3), 0.75 * np.clip(1.5 - distance, 0, 1))
-    return _blend(dark, np.array(ink, np.float64), np.clip(0.5 - distance, 0, 1))
+def _stamp(
+    image: Frame, points: NDArray, radius: float, distance: Callable[[tuple[int, ...], NDArray], NDArray], ink: Colour
+) -> None:
+    """Fill, in place, where a signed distance is negative; half a pixel either side of the edge is the antialiasing.
+
+    Args:
+        points: (n, 2) that the mark lies around; with a NaN there is none. radius: how far it reaches, but for an eighth and its
+            outline. distance: (H, W) in pixels, of a shape and points.
+    """
+    if not np.isfinite(points).all():
+        return
+    reach = 1.125 * radius + 3
+    left, top = np.floor(points.min(0) - reach).clip(0).astype(int)
+    right, bottom = np.ceil(points.max(0) + reach).clip(0).astype(int)
+    part = image[top:bottom, left:right]
+    away = distance(part.shape, points - (left, top))
+    dark = _blend(part, np.zeros(3), 0.75 * np.clip(1.5 - away, 0, 1))
+    part[:] = _blend(dark, np.array(ink, np.float64), np.clip(0.5 - away, 0, 1))
 
 
 def _segment_distance(shape: tuple[int, ...], start: NDArray, end: NDArray) -> NDArray:
-    """Distance (H, W) of every pixel to a segment; infinite where an end is NaN."""
-    if not np.isfinite([start, end]).all():
-        return np.full(shape[:2], np.inf)
+    """Distance (H, W) of every pixel to a segment."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     offset = np.stack([x - start[0], y - start[1]], -1)
     along = end - start
@@ -725,6 +767,13 @@ def panel_grid(panels: Sequence[Frame], columns: int, gap: int = 4) -> Frame:
         y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
         sheet[y : y + height, x : x + width] = panel
     return sheet
+
+
+def _paint_border(image: Frame, colour: Colour) -> None:
+    """A line around a frame, on its outer pixels."""
+    wide = max(2, image.shape[1] // 64)
+    for edge in (image[:wide], image[-wide:], image[:, :wide], image[:, -wide:]):
+        edge[:] = colour
 
 
 def _even(image: Frame) -> Frame:

@@ -130,7 +130,7 @@ def test_heatmap_strip_counts_what_it_is_given() -> None:
 
 def test_side_by_side_freezes_the_shorter_video_and_shows_outcomes_from_the_end_on() -> None:
     video = np.stack([np.full((95, 127, 3), 20 * t, np.uint8) for t in range(8)])
-    film = figures.side_by_side(video, video[:3], ("PARA", "regression"), (True, False), hold=2)
+    film = figures.side_by_side([video, video[:3]], ("PARA", "regression"), (True, False), hold=2)
     assert len(film) == 10 and film.dtype == np.uint8
     assert film.shape[1] % 2 == 0 and film.shape[2] % 2 == 0
     middle, left, right = film.shape[1] // 2, film.shape[2] // 4, 3 * film.shape[2] // 4
@@ -139,13 +139,37 @@ def test_side_by_side_freezes_the_shorter_video_and_shows_outcomes_from_the_end_
     footer = film[:, -3]
     assert [tuple(f[left]) == figures.SUCCESS for f in footer] == [False] * 7 + [True] * 3
     assert [tuple(f[right]) == figures.FAILURE for f in footer] == [False] * 2 + [True] * 8
+    assert [tuple(f[middle, 0]) == figures.SUCCESS for f in film] == [False] * 7 + [True] * 3, "the border too"
+
+
+def test_side_by_side_breaks_many_videos_into_rows() -> None:
+    video = np.full((2, 40, 40, 3), 90, np.uint8)
+    film = figures.side_by_side([video] * 5, "abcde", [True] * 5, columns=3, width=40)
+    single = figures.side_by_side([video], "a", [True], width=40)
+    assert film.shape[2] == 3 * 40 + 2 * 6 and film.shape[1] >= 2 * single.shape[1]
+    assert (film[:, -10, -10] == 255).all(), "the place of a sixth stays empty"
+
+
+def test_an_animation_plays_again_and_again_at_its_rate(tmp_path: Path) -> None:
+    figures.write_animation(tmp_path / "a.webp", [np.full((20, 30, 3), 40 * t, np.uint8) for t in range(4)], fps=8)
+    with Image.open(tmp_path / "a.webp") as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (4, (30, 20), 0)
+        image.seek(2)
+        image.load()
+        assert image.info["duration"] == 125 and abs(int(np.asarray(image.convert("RGB")).mean()) - 80) < 4
+
+
+def test_a_title_stands_above_the_picture() -> None:
+    shown = figures.titled(GREY, "step 3", background=figures.SUCCESS)
+    np.testing.assert_array_equal(shown[-96:], GREY)
+    assert len(shown) > 96 and tuple(shown[0, -1]) == figures.SUCCESS
 
 
 def test_side_by_side_refuses_videos_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="one size, at least a frame each"):
-        figures.side_by_side(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8), ("a", "b"), (True, True))
+        figures.side_by_side([np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8)], "ab", (True, True))
     with pytest.raises(ValueError, match="one size, at least a frame each"):
-        figures.side_by_side(np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8), ("a", "b"), (True, True))
+        figures.side_by_side([np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)], "ab", (True, True))
 
 
 # ---------------------------------------------------------------- charts
