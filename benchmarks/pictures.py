@@ -71,9 +71,9 @@ TITLES = {
 }
 HEADING = f"""# Pictures
 
-Made by `python {NAME} RUN...` from policies that `finetune/robot.py` trained. Dots, violet to yellow, are where a policy's next
-targets are seen; the glow is PARA's heatmaps of all of them. The scene is rendered larger than policies see it. Episodes are
-evaluation seeds; intervals are Wilson's, 95 %.
+Made by `python {NAME} RUN...` from policies that `finetune/robot.py` trained. Dots, violet to yellow, are
+where a policy's next targets are seen; the glow is PARA's heatmaps of all of them. The scene is rendered larger than policies see
+it. Intervals are Wilson's, 95 %.
 
 """ + "\n".join(f"## {title}\n\n<!-- table: {NAME}, {name} -->\n<!-- end of table -->\n" for name, title in TITLES.items())
 
@@ -196,7 +196,8 @@ def setting(trained: Trained, shift: Shift, seeds: range) -> str:
     """What was measured, for a caption."""
     config = trained.config
     where = "in the training setting" if shift == NO_SHIFT else f"under the shift {shift}"
-    return f"{config.task} after {config.demos} demonstrations, {where}, seeds {seeds[0]} to {seeds[-1]}"
+    learnt = f"{config.task} from {config.demos} demonstrations in {config.steps} steps"
+    return f"{learnt}, {where}, seeds {seeds[0]} to {seeds[-1]}"
 
 
 def together(config: Config, policies: Sequence[Trained], shift: Shift) -> tuple[str, int]:

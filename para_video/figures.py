@@ -274,7 +274,7 @@ def write_picture(path: str | Path, image: ArrayLike) -> None:
     Image.fromarray(_frame(image)).save(path, optimize=True)
 
 
-def write_animation(path: str | Path, frames: ArrayLike, fps: float = 10.0, *, quality: int = 50) -> None:
+def write_animation(path: str | Path, frames: ArrayLike, fps: float = 10.0, *, quality: int = 70) -> None:
     """Write frames, uint8 (t, H, W, 3), as an animated WebP that plays again and again, which a Markdown page shows as a picture.
 
     Args:

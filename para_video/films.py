@@ -99,7 +99,7 @@ def shoot(
         heat = None
         if isinstance(policy, VideoPolicy) and isinstance(policy.head, ParaHead):
             logits = action_maps(policy, *policy.inputs(observation)).heat[0].float()
-            heat = logits.flatten(1).softmax(-1).view(logits.shape).detach().cpu().numpy()
+            heat = logits.flatten(1).softmax(-1).view(logits.shape).cpu().numpy()
         decisions.append(Decision(filmed.steps, points, actions.gripper[0].double().cpu().numpy(), heat))
 
     episode = rollout(filmed, policy, servo, seed, context=context, horizon=horizon, on_decision=note)
