@@ -32,6 +32,8 @@ class AnimateDiffBackbone(LatentVideoBackbone):
         ValueError: see `LatentVideoBackbone`; or more frames than the layers have positions for.
     """
 
+    attentions = ("sdpa", "xformers")
+
     def __init__(
         self,
         motion_adapter: MotionAdapter,

@@ -38,6 +38,7 @@ class CosmosBackbone(LatentVideoBackbone):
 
     clean_past = True
     stack = "transformer_blocks"
+    attentions = ()  # its processors follow the choice of the whole process alone
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import logging as library_log
 
+from backbones.attention import check_attention, set_encoder_attention
 from backbones.loading import Source, configs, insert_lora, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
@@ -50,6 +51,9 @@ class EncoderBackbone(VideoBackbone):
     """The config's number of blocks: what the taps do not need is then not even loaded."""
     lora_layers: tuple[str, ...] = ()
     """Projections of a block's attention that LoRA layers are put beside."""
+    attention: str | None = None
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    """Kernels of attention that can be chosen."""
     frame_by_frame = False
     """Whether a frame's map is made of that frame alone."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -96,6 +100,7 @@ class EncoderBackbone(VideoBackbone):
         device: str | None = None,
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
+        attention: str | None = None,
         **options: Any,
     ) -> Self:
         """Load a model.
@@ -104,12 +109,16 @@ class EncoderBackbone(VideoBackbone):
             source: hub id or local folder. revision: branch, tag or commit on the hub. dtype: of the weights, such as "bfloat16".
             device: where the model goes. lora_rank: above 0, low-rank layers are added to the attention and they alone are trained
                 (Hu et al. 2022; needs the package peft).
-            gradient_checkpointing: training takes less memory and a third more time. options: of the constructor.
+            gradient_checkpointing: training takes less memory and a third more time. attention: one of `attentions`; None leaves
+                it to the library. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part`; or weights are missing, or the model knows no LoRA or no checkpointing.
+            FileNotFoundError, ValueError: see `load_part`; or weights are missing, or the model knows no LoRA, no checkpointing or
+                not this attention.
             ImportError: a package is needed that is not installed.
         """
+        if attention is not None:
+            check_attention(attention, cls.attentions, cls.__name__)
         model, missing = cls.load_model(Source(source, revision, dtype), options.get("taps"))
         backbone = cls(model, **options)
         lost = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad and name in missing)
@@ -121,6 +130,9 @@ class EncoderBackbone(VideoBackbone):
             for name, parameter in model.named_parameters():
                 if name in missing:
                     parameter.zero_()  # nothing reads it; drawn anew at each loading it would pass for another model's
+        if attention is not None:
+            set_encoder_attention(model, attention)
+            backbone.attention = attention
         if gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
                 raise ValueError(f"{type(model).__name__} has no gradient checkpointing; leave it out")

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.attention import check_attention, set_denoiser_attention
 from backbones.loading import Config, Source, configs, insert_lora, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
@@ -321,6 +322,9 @@ class LatentVideoBackbone(VideoBackbone):
     empty where there is no such list."""
     depth = 0.5
     """Of the block in the stack that is read unless taps are given, from 0 to 1."""
+    attention: str | None = None
+    attentions: tuple[str, ...] = ("sdpa",)
+    """Kernels of attention that can be chosen for the denoiser."""
 
     def __init__(
         self,
@@ -367,6 +371,7 @@ class LatentVideoBackbone(VideoBackbone):
         truncate: bool = False,
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
+        attention: str | None = None,
         **options: Any,
     ) -> Self:
         """Load a model's parts.
@@ -377,17 +382,24 @@ class LatentVideoBackbone(VideoBackbone):
                 Maps are the same; there is no generative loss, and below the top level no future, which is drawn by the whole.
             lora_rank: above 0, low-rank layers are added to the denoiser's attention and they alone are trained (Hu et al. 2022;
                 needs the package peft).
-            gradient_checkpointing: training takes less memory and a third more time. options: of the constructor.
+            gradient_checkpointing: training takes less memory and a third more time. attention: of the denoiser, one of
+                `attentions`; None leaves it to the library. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part`. ImportError: peft is asked for and not installed.
+            FileNotFoundError, ValueError: see `load_part` and `check_attention`. ImportError: peft or xformers is asked for and not
+                installed.
         """
+        if attention is not None:
+            check_attention(attention, cls.attentions, cls.__name__)
         model = Source(source, revision, dtype)
         if truncate:
             model, options["taps"] = cls._up_to_last_tap(model, options.get("taps"))
         backbone = cls(**cls.load_parts(model), **options)
         if truncate:
             backbone._forgo_answer()
+        if attention is not None:
+            set_denoiser_attention(backbone.denoiser, attention)
+            backbone.attention = attention
         if gradient_checkpointing:
             backbone.denoiser.enable_gradient_checkpointing()
         if lora_rank:

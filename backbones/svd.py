@@ -34,6 +34,7 @@ class SvdBackbone(LatentVideoBackbone):
     """
 
     image_encoder: Any
+    attentions = ("sdpa", "xformers")
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class TimesformerBackbone(_Classifier):
 
     kind = TimesformerModel
     lora_layers = ("qkv", "attention.output.dense", "temporal_attention.output.dense")
+    attentions = ("eager",)
     mean, std = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
     def __init__(self, model: TimesformerModel, *, taps: Sequence[str] | None = None, scale: float = 1.0) -> None:

@@ -39,6 +39,7 @@ class WanBackbone(LatentVideoBackbone):
 
     image_encoder: Any
     stack = "blocks"
+    attentions = ("sdpa", "xformers")
 
     def __init__(
         self,
