@@ -170,7 +170,7 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     backbone_class(name.partition("@")[0])  # the libraries that it imports are not its own
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
-    device = next(backbone.parameters()).device
+    device = backbone.device
     clip = torch.rand(1, min(OBSERVED, backbone.spec.contexts[1]), 3, size, size, generator=torch.Generator().manual_seed(0)).to(
         device
     )
@@ -251,7 +251,7 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
     clips: dict[str, Any] = {"size": config.size, "observed": observed, "future": FUTURE}
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
     policy = head_on(backbone, ReadoutSpec(), config.seed)
-    device = next(backbone.parameters()).device
+    device = backbone.device
     kept = []
     for first in tqdm(range(0, config.clips, config.batch_size), desc="circles' features", unit="batch"):
         # the past is asked for apart, as it is when circles are looked for
@@ -369,7 +369,7 @@ def correspondence(finder: Callable[[Views], Finder], config: CompareConfig) -> 
 @torch.no_grad()
 def feature_finder(backbone: VideoBackbone, views: Views) -> Finder:
     """Finds points by a backbone's features of single frames; a backbone that needs more of them sees copies."""
-    device, count = next(backbone.parameters()).device, backbone.spec.contexts[0]
+    device, count = backbone.device, backbone.spec.contexts[0]
     parts = [backbone.features(frame[None, None].expand(-1, count, -1, -1, -1).to(device)) for frame in views.frames]
     return by_features(parts[0].with_maps(torch.cat([part.maps for part in parts])), tuple(views.frames.shape[-2:]))  # type: ignore[arg-type]  # two sides
 

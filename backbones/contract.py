@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
+        return self.backbone.device
 
     @property
     def rounding(self) -> float:

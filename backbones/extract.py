@@ -83,7 +83,7 @@ def extract(backbone: VideoBackbone, frames: Tensor, at_once: int, horizon: int 
     """Features of a clip (t, 3, H, W), stretch by stretch of at most `at_once` frames, each with the index of its last frame, from
     which its times count. The last stretch alone looks `horizon` frames beyond. A backbone that needs more frames than the first
     stretch has sees copies of the first frame before it."""
-    device = next(backbone.parameters()).device
+    device = backbone.device
     low, high = backbone.spec.contexts
     size = max(low, min(at_once, high))
     found = []

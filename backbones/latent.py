@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from backbones.attention import check_attention, set_denoiser_attention
 from backbones.loading import Config, Source, configs, insert_lora, load_part
+from backbones.offload import back_to_cpu, check_offload, offload_parts
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 # -------------------------------------------------------------------- noise processes
@@ -322,6 +323,8 @@ class LatentVideoBackbone(VideoBackbone):
     empty where there is no such list."""
     depth = 0.5
     """Of the block in the stack that is read unless taps are given, from 0 to 1."""
+    _runs_on: torch.device | None = None
+    """Where parts are moved to run; None for a model that is not offloaded."""
     attention: str | None = None
     attentions: tuple[str, ...] = ("sdpa",)
     """Kernels of attention that can be chosen for the denoiser."""
@@ -372,6 +375,7 @@ class LatentVideoBackbone(VideoBackbone):
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         attention: str | None = None,
+        offload: str = "none",
         **options: Any,
     ) -> Self:
         """Load a model's parts.
@@ -383,12 +387,16 @@ class LatentVideoBackbone(VideoBackbone):
             lora_rank: above 0, low-rank layers are added to the denoiser's attention and they alone are trained (Hu et al. 2022;
                 needs the package peft).
             gradient_checkpointing: training takes less memory and a third more time. attention: of the denoiser, one of
-                `attentions`; None leaves it to the library. options: of the constructor.
+                `attentions`; None leaves it to the library.
+            offload: for frozen use of a model larger than the device: "model" has the autoencoder, the image encoder and the
+                denoiser there one at a time, while they run; "blocks" the denoiser's blocks one at a time, which takes least memory
+                and most time, and the other parts always. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part` and `check_attention`. ImportError: peft or xformers is asked for and not
-                installed.
+            FileNotFoundError, ValueError: see `load_part`, `check_attention` and `check_offload`. ImportError: peft or xformers is
+                asked for and not installed.
         """
+        check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)
         model = Source(source, revision, dtype)
@@ -404,7 +412,14 @@ class LatentVideoBackbone(VideoBackbone):
             backbone.denoiser.enable_gradient_checkpointing()
         if lora_rank:
             backbone.add_lora(lora_rank)
-        return backbone.to(device)
+        if offload == "none" or device is None:
+            return backbone.to(device)
+        backbone.requires_grad_(False)
+        backbone.spec = replace(backbone.spec, generative=False)  # its loss is of training
+        backbone._runs_on = torch.device(device)
+        parts = [backbone.vae, getattr(backbone, "image_encoder", None), backbone.denoiser]
+        offload_parts([part for part in parts if part is not None], offload, backbone._runs_on)
+        return backbone
 
     @classmethod
     def _up_to_last_tap(cls, source: Source, taps: Sequence[str] | None) -> tuple[Source, tuple[str, ...]]:
@@ -467,8 +482,22 @@ class LatentVideoBackbone(VideoBackbone):
         text = prompts.digest() if isinstance(prompts, Prompts) else None
         return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self), "text": text}
 
+    @property
+    def device(self) -> torch.device:
+        return self._runs_on or super().device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """An offloaded model is moved by its hooks alone."""
+        return self if self._runs_on is not None else super()._apply(fn, recurse)
+
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Of the denoiser, or, where it has them, of its LoRA layers alone."""
+        """Of the denoiser, or, where it has them, of its LoRA layers alone.
+
+        Raises:
+            ValueError: an offloaded model is to be trained.
+        """
+        if requires_grad and self._runs_on is not None:
+            raise ValueError('an offloaded model is not trained: freeze it (--train heads) or leave out "offload"')
         lora = [p for name, p in self.denoiser.named_parameters() if "lora_" in name]
         for parameter in lora or self.denoiser.parameters():
             parameter.requires_grad_(requires_grad)
@@ -495,9 +524,13 @@ class LatentVideoBackbone(VideoBackbone):
         past = self._filled(video, timeline)
         latents = self.encode(past)
         condition = self.condition(past, latents, timeline, prompts)
-        x, level = self._at_level(latents, timeline, condition, generator)
-        with capture(self.denoiser, *self.taps, stop=True) as seen:
-            self._answer(x, level, condition)
+        try:
+            x, level = self._at_level(latents, timeline, condition, generator)
+            with capture(self.denoiser, *self.taps, stop=True) as seen:
+                self._answer(x, level, condition)
+        finally:
+            if self._runs_on is not None:
+                back_to_cpu(self.denoiser)
         return self._wrap(seen, x, timeline, since)
 
     def joint(

@@ -174,7 +174,7 @@ class VideoPolicy(nn.Module):
         """
         if self.view not in observation.views:
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
-        view, device = observation.views[self.view], next(self.parameters()).device
+        view, device = observation.views[self.view], self.backbone.device
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         pose = observation.end_effector[None].float()
         state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([observation.gripper_opening]).float())

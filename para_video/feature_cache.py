@@ -127,7 +127,7 @@ class CachedBatches(Dataset):
 @torch.no_grad()
 def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: int) -> Iterator[tuple[VideoFeatures, Batch]]:
     """Features, in bf16, and labels of every step of the demonstrations in one augmented copy."""
-    device = next(policy.parameters()).device
+    device = policy.backbone.device
     for first in range(0, len(batches.steps), batch_size):
         steps = batches.steps[first : first + batch_size]
         seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))

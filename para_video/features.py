@@ -129,6 +129,11 @@ class VideoBackbone(nn.Module, ABC):
     origin: Mapping[str, str] | None = None
     """Digests, by name, of the weights that it has from a source; see `para_video.checkpoint.build_backbone`."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where clips have to be, and maps are."""
+        return next(self.parameters()).device
+
     def settings(self) -> dict[str, Any]:
         """What features depend on besides weights, as values that print alike in every process; by default its plain attributes."""
         plain = (bool, int, float, str, list, tuple, type(None))

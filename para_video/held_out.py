@@ -44,7 +44,7 @@ def circle_errors(policy: VideoPolicy, circles: CircleVideos, count: int) -> dic
 def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """Pixels (b, t, 2), and PARA's heatmaps (b, t, h, w) of probabilities, at the batch's ascending times; the past is asked for
     apart, as most training batches ask for the present and the future alone."""
-    device, times, found = next(policy.parameters()).device, batch.times, []
+    device, times, found = policy.backbone.device, batch.times, []
     size = (batch.clip.shape[-2], batch.clip.shape[-1])
     assert times is not None
     heatmaps = isinstance(policy.head, ParaHead)
@@ -67,7 +67,7 @@ def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | No
 
 def demo_errors(policy: VideoPolicy, demos: Sequence[Demo]) -> dict[str, float]:
     """Answers against targets: median pixels and millimetres over all targets, and the share of right gripper commands."""
-    schedule, device = DEFAULT_SCHEDULE, next(policy.parameters()).device
+    schedule, device = DEFAULT_SCHEDULE, policy.backbone.device
     batches = DemoBatches(demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride)
     pixels, metres, right = [], [], []
     for first in tqdm(range(0, len(batches.steps), 64), desc="unseen demonstrations", unit="batch"):

@@ -129,7 +129,7 @@ def try_out(backbone: VideoBackbone, times: Sequence[float], frames: int, size: 
     Raises:
         ValueError: it does not take so many frames, of this size, or does not look so far ahead.
     """
-    name, multiple, device = type(backbone).__name__, backbone.spec.size_multiple, next(backbone.parameters()).device
+    name, multiple, device = type(backbone).__name__, backbone.spec.size_multiple, backbone.device
     if size % multiple:
         fits = multiple * math.ceil(size / multiple)
         raise ValueError(f"{name} takes frames whose sides are multiples of {multiple} px, got {size}: pass --size {fits}")
