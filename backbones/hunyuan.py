@@ -102,6 +102,10 @@ class HunyuanBackbone(LatentVideoBackbone):
     def condition(self, past: Tensor, latents: Tensor, timeline: Timeline, prompts: list[str] | None) -> dict[str, Tensor]:
         return self.tell(prompts, (past[:, 0] + 1) / 2)
 
+    def told(self) -> dict[str, Tensor]:
+        """Of a grey frame and the empty prompt."""
+        return self.tell(None, torch.full((1, 3, 64, 64), 0.5))
+
     def _levels(self, level: Tensor, timeline: Timeline) -> Tensor:
         wide = super()._levels(level, timeline)
         if self.first_is_clean:

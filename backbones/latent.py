@@ -264,13 +264,6 @@ class Prompts:
         found = [self.known[prompt] for prompt in prompts]
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}
 
-    def digest(self) -> str:
-        """Of the empty prompt's embeddings: another for another text encoder."""
-        told = self(None, 1, torch.device("cpu"))
-        return hashlib.sha256(
-            json.dumps({name: value.float().tolist() for name, value in sorted(told.items())}).encode()
-        ).hexdigest()
-
 
 # -------------------------------------------------------------------- transformers
 
@@ -475,12 +468,16 @@ class LatentVideoBackbone(VideoBackbone):
     # ---------------------------------------------------------------- the contract
 
     def settings(self) -> dict[str, Any]:
-        """See `VideoBackbone.settings`; the noise process, what the parts' configs say, and what text encoders make of the empty
-        prompt are among them (of HunyuanVideo-I2V, which shows them the frame as well, they are not)."""
+        """See `VideoBackbone.settings`; the noise process, what the parts' configs say, and what is told are among them."""
         process = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in vars(self.process).items()}
-        prompts = getattr(self, "prompts", None) or getattr(getattr(self, "tell", None), "prompts", None)
-        text = prompts.digest() if isinstance(prompts, Prompts) else None
+        told = {name: value.float().tolist() for name, value in sorted(self.told().items())}
+        text = hashlib.sha256(json.dumps(told).encode()).hexdigest() if told else None
         return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self), "text": text}
+
+    def told(self) -> dict[str, Tensor]:
+        """The embeddings of the empty prompt, of models that take text."""
+        prompts = getattr(self, "prompts", None)
+        return {} if prompts is None else prompts(None, 1, torch.device("cpu"))
 
     @property
     def device(self) -> torch.device:

@@ -1,14 +1,14 @@
 """Policies on disk: a folder with `config.json` (what to build) and `model.safetensors` (its weights). Data, never code.
 
 Weights that a backbone has from a source, a hub or a folder, and that training left as they were, are not written: the config says
-where they come from, and by a fingerprint which ones they were.
+where they come from, and by a fingerprint which ones they were; text encoders are known again by what they make of no text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 2
 TRUSTED = ("para_video", "backbones")
 """Packages whose classes a checkpoint may name; others have to be allowed by the caller."""
+TOLD_NUMBERS, TOLD_TOLERANCE = 16, 0.1
+"""By how many numbers text encoders are known again, and how far these may be off, by rounding, beside their length."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,19 @@ def _fingerprint(backbone: VideoBackbone) -> str | None:
     return hashlib.sha256(json.dumps(sorted(backbone.origin.items())).encode()).hexdigest()
 
 
+def _text(backbone: VideoBackbone) -> dict[str, list[float]]:
+    """The first numbers of each thing that its text encoders tell it."""
+    return {name: value.flatten()[:TOLD_NUMBERS].float().tolist() for name, value in backbone.told().items()}
+
+
+def _same_text(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> bool:
+    """Whether they are as near as rounding leaves them, on other machines and in other precision."""
+    pairs = [(torch.tensor(one[name]), torch.tensor(other[name])) for name in one.keys() & other.keys()]
+    return one.keys() == other.keys() and all(
+        a.shape == b.shape and float((a - b).norm()) <= TOLD_TOLERANCE * float(a.norm()) for a, b in pairs
+    )
+
+
 def _own_weights(backbone: VideoBackbone, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those, with a backbone's under "backbone.", that are not as its source gives them."""
     origin = {f"backbone.{name}": digest for name, digest in (backbone.origin or {}).items()}
@@ -135,7 +150,7 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
     config = {
         "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": _fingerprint(policy.backbone),
-        "notes": dict(notes or {}),
+        "text": _text(policy.backbone), "notes": dict(notes or {}),
     }  # fmt: skip
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -150,16 +165,21 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder is no checkpoint, or the backbone's source is not there.
-        ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights are not
-            those that the policy was trained on.
+        ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights or
+            text encoders are not those that the policy was trained on.
     """
-    spec, fingerprint, frozen = _read_config(folder)
+    spec, fingerprint, text, frozen = _read_config(folder)
     weights = read_weights(folder)
     policy = spec.build(trusted=trusted, frozen=frozen, backbone=backbone)
     if (found := _fingerprint(policy.backbone)) != fingerprint:
         raise ValueError(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
             f"{str(fingerprint)[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
+        )
+    if text is not None and not _same_text(text, _text(policy.backbone)):
+        raise ValueError(
+            f"{folder} was trained with another text encoder than {spec.backbone_options.get('source')!r} has now: build that one, "
+            "as with revision=, and pass it as `backbone`"
         )
     given = {f"backbone.{name}" for name in policy.backbone.origin or {}}
     _load_all(policy, weights, folder, "its config; save the policy again", given)
@@ -206,8 +226,9 @@ def _load_all(
     module.load_state_dict(weights, strict=False)
 
 
-def _read_config(folder: Path) -> tuple[PolicySpec, str | None, bool]:
-    """What a policy is built from, the fingerprint of its backbone's source, and whether the backbone was frozen."""
+def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[float]] | None, bool]:
+    """What a policy is built from, the fingerprint of its backbone's source, what its text encoders said (None where an older
+    version did not ask), and whether the backbone was frozen."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
@@ -220,7 +241,7 @@ def _read_config(folder: Path) -> tuple[PolicySpec, str | None, bool]:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not isinstance(spec, PolicySpec):
         raise ValueError(f"{path} describes no policy")
-    return spec, config.get("origin"), config.get("frozen", False)
+    return spec, config.get("origin"), config.get("text"), config.get("frozen", False)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

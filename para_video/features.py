@@ -143,6 +143,11 @@ class VideoBackbone(nn.Module, ABC):
             if isinstance(value, plain) and name[0] != "_" and name != "training"
         }
 
+    def told(self) -> dict[str, Tensor]:
+        """What encoders that are in no `state_dict` tell the model where nobody says anything (of the empty prompt), by name; alike up
+        to rounding wherever they are the same ones. Nothing by default."""
+        return {}
+
     @classmethod
     def from_pretrained(cls, source: str, **options: Any) -> Self:
         """Load pretrained weights; adapters of published models implement it.

@@ -124,6 +124,10 @@ def loaded_spec(name: str, folder: Path | None = None, **options) -> PolicySpec:
     return PolicySpec(import_string(name), "para_video.heads:ParaHead", (1.0, 2.0), backbone_options=given, head_options=head)
 
 
+def feature_key(policy: VideoPolicy) -> str:
+    return json.dumps(policy.backbone.settings(), default=str)
+
+
 @torch.no_grad()
 def heat(policy: VideoPolicy) -> Tensor:
     clip = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -176,6 +180,35 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="has no usable AutoModel; it is no local folder|cannot be reached"):
         load_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("name", ["cogvideox-2b", "hunyuan-i2v"])
+def test_another_text_encoder_is_noticed_and_another_rounding_is_not(name, tmp_path):
+    folder, spec = tmp_path / "model", loaded_spec(name, tmp_path / "model")
+    shutil.copytree(saved(name), folder)
+    policy = trained(spec, frozen=True)
+    save_policy(policy, spec, tmp_path / "policy")
+    key = feature_key(policy)
+    assert feature_key(spec.build()) == key
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    save_file({k: value.bfloat16().to(value.dtype) for k, value in weights.items()}, path, {"format": "pt"})
+    again, _ = load_policy(tmp_path / "policy")
+    torch.testing.assert_close(heat(again), heat(policy), atol=0.05, rtol=0.05)
+    save_file({k: value.flip(-1) for k, value in weights.items()}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match="another text encoder than .*model' has now: .*pass it as `backbone`") as told:
+        load_policy(tmp_path / "policy")
+    assert "\n" not in str(told.value) and feature_key(spec.build()) != key
+
+
+def test_a_text_encoder_is_asked_for_no_more_than_the_empty_prompt(tmp_path):
+    spec = loaded_spec("cogvideox-2b", saved("cogvideox-2b"))
+    policy = trained(spec, frozen=True)
+    save_policy(policy, spec, tmp_path)
+    backbone = build_backbone("cogvideox-2b", source=str(saved("cogvideox-2b")), **TINY["cogvideox-2b"].options)
+    backbone.prompts.known[""] = {name: value[0] for name, value in policy.backbone.told().items()}
+    backbone.prompts.encode = lambda prompt: pytest.fail("the encoder is needed")
+    assert torch.equal(heat(load_policy(tmp_path, backbone=backbone)[0]), heat(policy))
 
 
 def test_a_tuned_backbone_is_stored_without_what_it_has_from_its_source(tmp_path):
