@@ -54,14 +54,10 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
     folder = root / cache_key(policy, batches, copies, batch_size)
     if folder.exists():
         return folder
-    begun = time.perf_counter()
+    begun, count = time.perf_counter(), len(batches.steps)
     with whole_folder(folder) as partial:
         for copy in tqdm(range(copies), desc="features", unit="copy"):
-            parts = list(_forwards(policy, batches, copy, batch_size))
-            maps = torch.cat([features.maps for features, _ in parts])
-            labels = {name: torch.cat([dict(_tensors(batch))[name] for _, batch in parts]) for name, _ in _tensors(parts[0][1])}
-            write_atomically(partial / f"copy_{copy:03d}.safetensors", save_tensors({"maps": maps, **labels}))
-        first, _ = parts[0]
+            first = _write_rows(partial / f"copy_{copy:03d}.safetensors", _forwards(policy, batches, copy, batch_size), count)
         shared = {"times": first.times, "spans": first.spans, "image_to_map": first.image_to_map}
         about = {"size": json.dumps(batches.frames[0].shape[-2:])}
         write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
@@ -122,6 +118,51 @@ class CachedBatches(Dataset):
         values = {name: torch.stack([self.labels[copy][name][row] for copy, row in chosen]) for name in self.labels[0]}
         blank = torch.zeros(1).expand(self.batch_size, self.like.clip.shape[1], 3, *self.size)
         return replace(_filled(self.like, values), clip=blank, features=VideoFeatures(maps, **self.shared))
+
+
+def _write_rows(path: Path, parts: Iterator[tuple[VideoFeatures, Batch]], count: int) -> VideoFeatures:
+    """Write maps and labels, `count` rows in all, as one safetensors file while they come: no more than one part is held.
+
+    Returns:
+        the last part's features.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    row = 0
+    try:
+        with path.open("wb") as file:
+            for features, batch in parts:
+                values = {"maps": features.maps, **dict(_tensors(batch))}
+                if not places:
+                    header, places = _header({name: value[:1].clone() for name, value in values.items()}, count)
+                    file.write(header)
+                for name, value in values.items():
+                    start, size = places[name]
+                    file.seek(start + row * size)
+                    file.write(value.flatten().view(torch.uint8).numpy().data)
+                row += len(features.maps)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free some space or set PARA_VIDEO_CACHE") from error
+    return features
+
+
+def _header(rows: dict[str, Tensor], count: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The beginning of a safetensors file of `count` such rows, and where each tensor begins and how many bytes a row of it has."""
+    written = save_tensors(rows)
+    length = int.from_bytes(written[:8], "little")
+    entries: dict[str, Any] = json.loads(written[8 : 8 + length])
+    sizes, at = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        sizes[name] = end - begin
+        entry["shape"][0], entry["data_offsets"] = count, [at, at + count * sizes[name]]
+        at += count * sizes[name]
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    places = {name: (8 + len(text) + entry["data_offsets"][0], sizes[name]) for name, entry in entries.items()}
+    return len(text).to_bytes(8, "little") + text, places
 
 
 @torch.no_grad()

@@ -144,8 +144,8 @@ class VideoBackbone(nn.Module, ABC):
         }
 
     def told(self) -> dict[str, Tensor]:
-        """What encoders that are in no `state_dict` tell the model where nobody says anything (of the empty prompt), by name; alike up
-        to rounding wherever they are the same ones. Nothing by default."""
+        """What encoders that are in no `state_dict` tell the model where nobody says anything (of the empty prompt), by name; alike
+        up to rounding wherever they are the same ones. Nothing by default."""
         return {}
 
     @classmethod

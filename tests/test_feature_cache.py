@@ -1,5 +1,6 @@
 """Features computed once: the same as computed anew, found again, and never taken for others."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from backbones import build_backbone
 from backbones.latent import Prompts
+from para_video import feature_cache
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation, DemoBatches
 from para_video.camera import Camera, orbit
@@ -68,6 +71,29 @@ def test_copies_are_augmented_and_the_same_bytes_whenever_they_are_made(tmp_path
     files = [sorted(folder.glob("*.safetensors")) for folder in folders]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]] and len(files[0]) == 3
     assert files[0][0].read_bytes() != files[0][1].read_bytes()
+
+
+def test_one_batch_of_maps_is_held_while_they_are_computed(tmp_path, monkeypatch):
+    alive: list[weakref.ref] = []
+    forwards = feature_cache._forwards
+
+    def watched(*args):
+        for features, batch in forwards(*args):
+            assert sum(maps() is not None for maps in alive) <= 1
+            alive.append(weakref.ref(features.maps))
+            yield features, batch
+
+    monkeypatch.setattr(feature_cache, "_forwards", watched)
+    cache_features(make_policy(), make_batches(), 1, tmp_path, batch_size=2)
+    assert len(alive) > 5
+
+
+def test_any_split_into_batches_gives_the_same_file(tmp_path):
+    policy, batches = make_policy(), make_batches()
+    whole, split = (load_file(cache_features(policy, batches, 1, tmp_path, batch_size=n) / "copy_000.safetensors") for n in (99, 5))
+    assert whole.keys() == split.keys() and len(whole["maps"]) == len(batches.steps)
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=0.02 if name == "maps" else 0, rtol=0.02 if name == "maps" else 0)
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
@@ -130,6 +156,19 @@ def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("para_video.feature_cache.write_atomically", full)
     with pytest.raises(OSError, match="cannot write"):
+        cache_features(make_policy(), make_batches(), 1, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_remedy(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(feature_cache, "_forwards", full)
+    with pytest.raises(
+        OSError, match=r"cannot write .*copy_000.safetensors: No space left .*; free some space or set PARA_VIDEO_CACHE"
+    ):
         cache_features(make_policy(), make_batches(), 1, tmp_path)
     assert not list(tmp_path.iterdir())
 
