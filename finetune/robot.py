@@ -66,7 +66,7 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source, try_out
 from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
@@ -563,6 +563,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
     if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
     first: VideoBackbone | None = first_backbone(config, accelerator.device)
+    same_source(out, first, accelerator)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own
     with accelerator.main_process_first():

@@ -104,7 +104,7 @@ def _digest(value: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(backbone: VideoBackbone) -> str | None:
+def fingerprint(backbone: VideoBackbone) -> str | None:
     """Of the weights that it has from its source, as they were there; None without a source."""
     if backbone.origin is None:
         return None
@@ -149,7 +149,7 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
     """Write a policy; notes (JSON values) say where it comes from. Each file is replaced whole or not at all."""
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
     config = {
-        "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": _fingerprint(policy.backbone),
+        "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": fingerprint(policy.backbone),
         "text": _text(policy.backbone), "notes": dict(notes or {}),
     }  # fmt: skip
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
@@ -168,13 +168,13 @@ def load_policy(
         ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights or
             text encoders are not those that the policy was trained on.
     """
-    spec, fingerprint, text, frozen = _read_config(folder)
+    spec, origin, text, frozen = _read_config(folder)
     weights = read_weights(folder)
     policy = spec.build(trusted=trusted, frozen=frozen, backbone=backbone)
-    if (found := _fingerprint(policy.backbone)) != fingerprint:
+    if (found := fingerprint(policy.backbone)) != origin:
         raise ValueError(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
-            f"{str(fingerprint)[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
+            f"{str(origin)[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
         )
     if text is not None and not _same_text(text, _text(policy.backbone)):
         raise ValueError(
@@ -195,7 +195,7 @@ def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, An
     weights = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(backbone, weights)))
     about = {"target": target, "options": _plain(options)}
-    config = {"format": FORMAT, "backbone": about, "origin": _fingerprint(backbone), "notes": dict(notes)}
+    config = {"format": FORMAT, "backbone": about, "origin": fingerprint(backbone), "notes": dict(notes)}
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 

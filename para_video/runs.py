@@ -18,11 +18,14 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from para_video.agent import horizon_of
+from para_video.checkpoint import fingerprint
 from para_video.features import VideoBackbone
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
 SETTINGS_FILE = "settings.json"
+SOURCE = "source_weights"
+"""There: the fingerprint of the weights that the backbone has from its source."""
 C = TypeVar("C")
 
 
@@ -109,6 +112,7 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     if path.is_file():
         try:
             before = dict(json.loads(path.read_text()))
+            before.pop(SOURCE, None)
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
         differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
@@ -116,6 +120,26 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(differ)}): use the same ones or another --out")
     elif accelerator.is_main_process:
         write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
+    accelerator.wait_for_everyone()
+
+
+def same_source(folder: Path, backbone: VideoBackbone, accelerator: Accelerator) -> None:
+    """Keep beside a run's settings which weights its backbone has from its source, and refuse to go on there with others.
+
+    Raises:
+        ValueError: they are not those that the run began with.
+    """
+    path, now = folder / SETTINGS_FILE, fingerprint(backbone)
+    settings = json.loads(path.read_text())
+    before = settings.setdefault(SOURCE, now)
+    if before != now:
+        raise ValueError(
+            f"{folder} holds a run on other weights of the backbone's source than are there now (fingerprint {str(before)[:12]}, "
+            f"now {str(now)[:12]}): bring those back or use another --out"
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
     accelerator.wait_for_everyone()
 
 

@@ -41,7 +41,7 @@ from para_video.figures import (
 )
 from para_video.held_out import circle_errors, find_circles
 from para_video.readout import ReadoutSpec
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, try_out
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source, try_out
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -206,6 +206,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     spec = circle_policy(config, training)
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=trusted_packages(config.backbone), frozen=config.train == "heads")
+    same_source(out, policy.backbone, accelerator)
     try_out(policy.backbone, (1 - config.observed, *spec.times), config.observed, config.size)
     starts = [folder for folder in (shipped_weights(config.backbone), config.init) if folder is not None]
     if config.train == "heads" and not (starts or "source" in spec.backbone_options):

@@ -29,15 +29,12 @@ def moment(seed: int = 0) -> Moment:
 class Fixed:
     """Knows a pixel of the picture, or a point in the world, and answers it whatever it is shown."""
 
-    view = "main"
+    view, backbone = "main", Colours()
 
     def __init__(self, pixel: tuple[float, float] | None = None) -> None:
         self.pixel = pixel
 
     inputs = VideoPolicy.inputs
-
-    def parameters(self):
-        return iter([torch.zeros(1)])
 
     def predict(self, clip: Tensor, state: RobotState) -> Actions:
         if self.pixel is None:

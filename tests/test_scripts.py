@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from finetune import robot
 from para_video.camera import Camera
@@ -223,6 +225,31 @@ def test_heads_learn_on_a_frozen_loaded_model_which_all_policies_share(tmp_path,
         assert load_policy(tmp_path / "run" / name)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
     again = robot.main(replace(config, resume=True))
     assert len(built) == 2 and again["policies"] == summary["policies"]
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_its_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARA_VIDEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(robot, "draw", lambda *_: None)
+    folder = tmp_path / "model"
+    shutil.copytree(saved("dinov2"), folder)
+    options = tiny_options("dinov2", source=str(folder))
+    config = robot.RobotConfig(**LOADED, **options, policies="para", train="heads", copies=1, out=tmp_path / "run")
+
+    def interrupted(*_, **__) -> None:
+        raise KeyboardInterrupt
+
+    cut = pytest.MonkeyPatch()
+    cut.setattr(robot, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        robot.main(config)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.0.norm1.bias"))
+    save_file({**weights, name: weights[name] + 1e-3}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="run on other weights of the backbone's source .*: bring those back or use another --out"):
+        robot.main(replace(config, resume=True))
+    cut.undo()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert robot.main(replace(config, resume=True))["policies"]["para"]["steps"] == 2
 
 
 def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path, monkeypatch):
