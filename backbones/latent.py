@@ -259,7 +259,8 @@ class Prompts:
         if len(prompts) != b:
             raise ValueError(f"{len(prompts)} prompts for {b} clips; give one each")
         for prompt in set(prompts) - self.known.keys():
-            with torch.no_grad():
+            # what is kept must not depend on who asks first: training does so in another precision
+            with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 self.known[prompt] = self.encode(prompt)
         found = [self.known[prompt] for prompt in prompts]
         return {name: torch.stack([each[name] for each in found]).to(device) for name in found[0]}

@@ -148,6 +148,14 @@ def test_prompts_are_encoded_once_and_batched_in_order() -> None:
     assert sorted(letters.calls) == ["a", "aab", "b"]
 
 
+def test_prompts_are_encoded_in_the_encoder_s_precision_whoever_asks() -> None:
+    weight = torch.randn(4, 4, generator=generator())
+    prompts = Prompts(lambda prompt: {"text": weight @ weight})
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prompts(None, 1, torch.device("cpu"))["text"][0]
+    assert found.dtype == torch.float32 and torch.equal(found, weight @ weight)
+
+
 def test_no_prompts_are_empty_ones() -> None:
     letters = Letters()
     prompts = Prompts(letters)
