@@ -28,10 +28,10 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import backbone_class, import_string
+from backbones import backbone_options, import_string, trusted_packages
 from backbones.mini import MiniVideo
 from para_video.agent import VideoPolicy
-from para_video.checkpoint import PolicySpec, initialise, save_backbone
+from para_video.checkpoint import PolicySpec, build_backbone, initialise, save_backbone
 from para_video.demos import Demo
 from para_video.figures import error_curve, label, upscale, write_picture
 from para_video.prediction import (
@@ -50,7 +50,7 @@ from para_video.prediction import (
     video_files,
 )
 from para_video.readout import ReadoutSpec
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings
+from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
@@ -75,7 +75,10 @@ class VideoConfig:
     held_out: int = 6
     """Episodes of each unseen task (or clips, per kept file) to measure on."""
     backbone: str = "mini"
-    """Name in the catalogue, or package.module:Class; a generative one. It starts from random weights."""
+    """Name in the catalogue, or package.module:Class; a generative one. It starts from the weights of its source, if it has
+    one, and else, as mini does, from random ones."""
+    backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """Of the backbone, such as '{"source": "folder", "dtype": "bfloat16", "device": "cuda", "lora_rank": 16}'."""
     init: Path | None = None
     """Checkpoint to start from instead."""
     steps: int = 9000
@@ -83,9 +86,9 @@ class VideoConfig:
     batch_size: int = 8
     """Clips per step, over all processes."""
     learning_rate: float = 3e-3
-    """Peak learning rate."""
+    """Peak learning rate; it suits mini, and models with a source want less."""
     drop: float = 0.1
-    """Share of training clips whose observed frames are blank."""
+    """Share of training clips whose observed frames are blank, for guidance, where the backbone can draw futures."""
     draw: bool = True
     """One linear layer has to draw all frames from the maps that heads read, so that these know how things at rest look."""
     contexts: tuple[int, ...] = (1, 1, 2, 4)
@@ -121,6 +124,12 @@ class VideoConfig:
             raise ValueError(f"synthetic must lie in [0, 1] and drop in [0, 1), got {self.synthetic} and {self.drop}")
         if self.videos is not None and self.procedural:
             raise ValueError("--procedural trains on no videos; leave out one of --procedural and --videos")
+        self.options  # noqa: B018 - to parse them at once
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the backbone is built with."""
+        return backbone_options(self.backbone, self.backbone_options)
 
 
 # -------------------------------------------------------------------- clips
@@ -234,6 +243,27 @@ def measure(
     return summary, strips
 
 
+@torch.no_grad()
+def unseen_losses(config: VideoConfig, predictor: VideoPredictor, held: Sequence[Demo] | VideoFolder) -> dict[str, float]:
+    """The mean loss on unseen clips by the number of observed frames, for backbones that draw no frames; of the same noise whenever
+    it is asked for."""
+    device, losses = predictor.backbone.device, {}
+    generator = torch.Generator(device).manual_seed(config.seed)
+    for observed in measured_contexts(config):
+        clips, found = unseen_clips(config, held, observed)[0], []
+        for part in tqdm(clips.split(config.batch_size), desc="unseen clips", unit="batch"):
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = predictor.backbone.generative_loss(part.to(device) / 255, observed, generator=generator)
+            found.append(float(loss) * len(part))
+        losses[str(observed)] = sum(found) / len(clips)
+    return losses
+
+
+def measured_contexts(config: VideoConfig) -> list[int]:
+    """Numbers of observed frames that are measured: one and two where they are trained, else the least."""
+    return sorted({c for c in config.contexts if c <= 2} or {min(config.contexts)})
+
+
 def strip(last: Tensor, rows: dict[str, Tensor]) -> np.ndarray:
     """The last observed frame (3, H, W), then futures (horizon, 3, H, W) in rows."""
     as_frame = lambda x: (x.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)  # noqa: E731
@@ -275,7 +305,7 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
     lines = [
         f"# A video model: {config.backbone}",
         "",
-        f"Predicts {config.horizon} frames of {config.size} px from {seen} seen ones, by flow matching.",
+        f"Predicts {config.horizon} frames of {config.size} px from {seen} seen ones.",
         "",
         f"    {summary['command']}",
         "",
@@ -283,8 +313,13 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
         f"- Training: {summary['steps']} steps of {config.batch_size} clips, {summary['training_seconds'] / 3600:.1f} hours.",
         "- Limits: trained at one frame rate and image size; moving things blur; beyond the trained horizon nothing is promised.",
         "",
-        "What it says of scenes that it never saw, on the pixels that change (PSNR in dB, SSIM in brackets):",
     ]
+    if "unseen_loss" in summary:
+        before, after = summary["unseen_loss"]["before"], summary["unseen_loss"]["after"]
+        lines += ["Loss on scenes that it never saw, before and after:", "", "| seen | before | after |", "| --- | --- | --- |"]
+        lines += [f"| {n} | {before[n]:.4f} | {after[n]:.4f} |" for n in after]
+        return "\n".join([*lines, ""])
+    lines.append("What it says of scenes that it never saw, on the pixels that change (PSNR in dB, SSIM in brackets):")
     for figures in summary["unseen"].values():
         horizons = list(figures["changing_pixels"])
         lines += ["", f"| {figures['observed']} seen, {figures['clips']} clips | {' | '.join(f'+{k}' for k in horizons)} |"]
@@ -316,10 +351,15 @@ def main(config: VideoConfig) -> dict[str, Any]:
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
     torch.manual_seed(config.seed)
-    predictor = VideoPredictor(backbone_class(config.backbone)(), drop=config.drop, draw=config.draw)
+    backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
+    backbone.to(accelerator.device)
+    same_source(out, backbone, accelerator)
+    draws = hasattr(backbone, "sample")
+    predictor = VideoPredictor(backbone, drop=config.drop if draws else 0.0, draw=config.draw)
     for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
         with torch.no_grad():
-            predictor(ClipBatch(torch.zeros(1, observed + config.horizon, 3, config.size, config.size), observed))
+            blank = torch.zeros(1, observed + config.horizon, 3, config.size, config.size, device=backbone.device)
+            predictor(ClipBatch(blank, observed))
     if config.init is not None:
         console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
     with accelerator.main_process_first():
@@ -327,6 +367,8 @@ def main(config: VideoConfig) -> dict[str, Any]:
             training, held = own_videos(config)
         else:
             training, held = simulated(config, held_out=False), simulated(config, held_out=True)
+
+    before = None if draws else unseen_losses(config, predictor.eval(), held)
 
     def batches(seed: int, rank: int, processes: int) -> ClipBatches:
         share = per_process(config.batch_size, processes)
@@ -336,15 +378,18 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, ema=0.999)
     result = fit(predictor, batches, fit_config, folder=out, resume=config.resume, label="video", accelerator=accelerator)
-    probe = None if isinstance(training, VideoFolder) else train_probe(config, training, out, accelerator)
+    probe = None if isinstance(training, VideoFolder) or not draws else train_probe(config, training, out, accelerator)
     if not accelerator.is_main_process:
         return {}
     notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}
     if isinstance(predictor.backbone, MiniVideo):
         predictor.backbone.shorten()
-    save_backbone(predictor.backbone, import_string(config.backbone), {}, out, notes)
+    save_backbone(predictor.backbone, import_string(config.backbone), config.options, out, notes)
     summary: dict[str, Any] = {"steps": result.steps, "training_seconds": result.seconds, "unseen": {}}
-    for observed in sorted({c for c in config.contexts if c <= 2} or {min(config.contexts)}):
+    if before is not None:
+        summary["unseen_loss"] = {"before": before, "after": unseen_losses(config, predictor, held)}
+        console.print(f"loss on unseen clips by seen frames: {summary['unseen_loss']}")
+    for observed in measured_contexts(config) if draws else ():
         clips, pixels = unseen_clips(config, held, observed)
         figures, strips = measure(config, predictor, clips, pixels, probe if observed > 1 else None, observed)
         summary["unseen"][str(observed)] = figures

@@ -16,11 +16,14 @@ from nbclient import NotebookClient
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from backbones import build_backbone
 from finetune import robot
+from para_video.agent import VideoPolicy
 from para_video.camera import Camera
 from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.motion import MotionVideos
+from para_video.prediction import VideoPredictor
 from para_video.readout import ReadoutSpec
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.metaworld_clips import ClipPlan, record_clips
@@ -76,6 +79,35 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
     policy = PolicySpec("backbones.mini:MiniVideo", "para_video.heads:ParaHead", head_options={"spec": ReadoutSpec()}).build()
     taken, own = initialise(policy, out)
     assert 0 < taken < own
+
+
+def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, tmp_path):
+    config = video.VideoConfig(
+        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2), steps=4, batch_size=2, held_out=4, contexts=(1,),
+        horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
+    )  # fmt: skip
+    summary = video.main(config)
+    losses = summary["unseen_loss"]
+    backbone = build_backbone("wan2.1-i2v-14b", **config.options).eval()
+    assert losses["before"] == video.unseen_losses(config, VideoPredictor(backbone), video.own_videos(config)[1])
+    assert losses["after"] != losses["before"] and summary["unseen"] == {}
+    assert f"| 1 | {losses['before']['1']:.4f} | {losses['after']['1']:.4f} |" in (tmp_path / "run" / "README.md").read_text()
+    assert all("lora_" in name for name in read_weights(tmp_path / "run"))
+    taken, own = initialise(backbone_in_a_policy(config.options), tmp_path / "run")
+    assert 0 < taken < own
+    assert video.main(replace(config, resume=True))["unseen_loss"] == losses
+
+
+def backbone_in_a_policy(options: dict) -> VideoPolicy:
+    head = {"spec": ReadoutSpec(), "hidden": 16}
+    return PolicySpec("backbones.wan:WanBackbone", "para_video.heads:ParaHead", backbone_options=options, head_options=head).build()
+
+
+def test_video_options_are_read_at_once_and_encoders_are_refused(own_videos, tmp_path):
+    with pytest.raises(ValueError, match="options of a backbone are a JSON object"):
+        video.VideoConfig(backbone_options="3")
+    with pytest.raises(ValueError, match="Dinov2Backbone has no generative loss"):
+        video.main(video.VideoConfig(videos=own_videos, **tiny_options("dinov2"), out=tmp_path / "run"))
 
 
 def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, monkeypatch):
