@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from backbones.attention import check_attention, set_denoiser_attention
 from backbones.loading import Config, Source, configs, insert_lora, load_part
-from backbones.offload import back_to_cpu, check_offload, offload_parts
+from backbones.offload import Offload, back_to_cpu, check_offload, offload_parts
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 # -------------------------------------------------------------------- noise processes
@@ -369,7 +369,7 @@ class LatentVideoBackbone(VideoBackbone):
         lora_rank: int = 0,
         gradient_checkpointing: bool = False,
         attention: str | None = None,
-        offload: str = "none",
+        offload: Offload = "none",
         **options: Any,
     ) -> Self:
         """Load a model's parts.

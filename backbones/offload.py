@@ -30,7 +30,7 @@ def check_offload(offload: str, device: str | None, trained: bool) -> None:
         raise ValueError(f"a model with offload {offload!r} is not trained: leave out lora_rank and gradient_checkpointing")
 
 
-def offload_parts(parts: Sequence[Any], offload: str, device: torch.device) -> None:
+def offload_parts(parts: Sequence[Any], offload: Offload, device: torch.device) -> None:
     """Hook a model's parts, so that they are moved where and when they are needed.
 
     Args:
