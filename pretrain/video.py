@@ -352,10 +352,9 @@ def main(config: VideoConfig) -> dict[str, Any]:
     same_settings(out, config, free=free, accelerator=accelerator)
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
-    backbone.to(accelerator.device)
     same_source(out, backbone, accelerator)
     draws = hasattr(backbone, "sample")
-    predictor = VideoPredictor(backbone, drop=config.drop if draws else 0.0, draw=config.draw)
+    predictor = VideoPredictor(backbone, drop=config.drop if draws else 0.0, draw=config.draw).to(accelerator.device)
     for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
         with torch.no_grad():
             blank = torch.zeros(1, observed + config.horizon, 3, config.size, config.size, device=backbone.device)
