@@ -20,6 +20,7 @@ from tests.tiny_models import TINY, saved, tiny
 
 LATENT = [name for name in TINY if issubclass(backbone_class(name), LatentVideoBackbone)]
 every_model = pytest.mark.parametrize("name", LATENT)
+kinds_of_models = pytest.mark.parametrize("name", ["svd", "wan2.1-t2v-1.3b", "hunyuan-i2v"])
 both = pytest.mark.parametrize("offload", ["model", "blocks"])
 
 
@@ -46,7 +47,7 @@ def test_maps_and_weights_are_those_of_the_model_itself_also_after_early_stops(n
     assert backbone.settings() == plain.settings()
 
 
-@every_model
+@kinds_of_models
 def test_of_the_parts_each_runs_after_the_one_that_it_sends_away(name: str, monkeypatch) -> None:
     backbone, ran = load(name, "model"), []
     before = CpuOffload.pre_forward
@@ -62,7 +63,7 @@ def test_of_the_parts_each_runs_after_the_one_that_it_sends_away(name: str, monk
     assert all(a is b for a, b in zip(sent_away, [None, *parts], strict=False))
 
 
-@every_model
+@kinds_of_models
 def test_one_block_of_the_denoiser_is_there_at_a_time_and_none_is_left(name: str, monkeypatch) -> None:
     backbone, there, most = load(name, "blocks"), [], 0
     onload, offload = ModuleGroup.onload_, ModuleGroup.offload_
