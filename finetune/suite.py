@@ -31,7 +31,7 @@ from finetune import robot
 from finetune.grid import digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest
-from para_video.demos import DemoSet, Plan, record_demo
+from para_video.demos import Plan, record_demo
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
 from para_video.rows import Row, Rows
@@ -173,7 +173,7 @@ class PolicyJob:
     def run(self, suite: Suite) -> None:
         console, config = Console(), replace(self.config, resume=True)
         with FileLock(f"{self.folder}.lock"):
-            demos = recorded(config, suite, console)
+            demos = robot.demonstrations(config, console)
             policy, cost = robot.train(self.policy, config, demos.demos, self.folder, make_accelerator("bf16"), console)
             (self.folder / STATE_FILE).unlink(missing_ok=True)  # finished: a state to go on from is three times the policy
             horizon = suite.horizon(config)
@@ -200,7 +200,7 @@ class ReferenceJob:
         return START_S + RECORD_S * self.config.demos + episodes * rates.episode(self.config)
 
     def run(self, suite: Suite) -> None:
-        demos = recorded(self.config, suite, Console()).demos
+        demos = robot.demonstrations(self.config, Console()).demos
         spec = readout_spec(demos, **self.config.para_options[0])
         horizon = suite.horizon(self.config)
         for view, wanted in _by_view(self.wanted):
@@ -208,12 +208,6 @@ class ReferenceJob:
             measured, _ = robot.bounds(asked, demos, spec, Shift.parse(view), horizon)
             for name, cell in measured.items():
                 keep(suite, wanted, self.config, name, cell, {"horizon": horizon})
-
-
-def recorded(config: RobotConfig, suite: Suite, console: Console) -> DemoSet:
-    """The demonstrations of a job; of several that want the same ones, one records them."""
-    with FileLock(suite.work / f"demonstrations-{config.task}.lock"):
-        return robot.demonstrations(config, console)
 
 
 def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -254,8 +255,15 @@ def cached_demos(
         cache: default `cache_folder()`.
     """
     folder = (cache or cache_folder()) / cache_name({**env.settings, **asdict(plan)})
-    if not folder.exists():
-        save_demos(record_demos(env, plan, on_episode=on_episode), folder)
+    return recorded_once(folder, lambda: record_demos(env, plan, on_episode=on_episode))
+
+
+def recorded_once(folder: Path, record: Callable[[], DemoSet]) -> DemoSet:
+    """The set in a folder, recorded where there is none; of several processes that want it, one records and the others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            save_demos(record(), folder)
     return load_demos(folder)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from safetensors.numpy import load_file, save_file
 
 from para_video import demos as demos_module
@@ -19,6 +20,7 @@ from para_video.demos import (
     load_demos,
     record_demo,
     record_demos,
+    recorded_once,
     save_demos,
     select_demos,
 )
@@ -157,7 +159,17 @@ def test_the_cache_is_asked_before_the_simulator(env: MetaWorldEnv, tmp_path: Pa
     )
     assert heard == [0, 5]
     assert same(first, second) and not same(first, other)
-    assert len(list(tmp_path.iterdir())) == 2, "something is left over"
+    assert len([path for path in tmp_path.iterdir() if path.suffix != ".lock"]) == 2, "something is left over"
+
+
+def test_while_one_records_a_set_others_wait(three: DemoSet, tmp_path: Path) -> None:
+    def record() -> DemoSet:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "set.lock").acquire(blocking=False)
+        return three
+
+    assert same(recorded_once(tmp_path / "set", record), three)
+    assert same(recorded_once(tmp_path / "set", lambda: pytest.fail("it was there")), three)
 
 
 def test_whatever_changes_a_byte_changes_the_name_in_the_cache(env: MetaWorldEnv) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, cache_folder, cache_name, load_demos, save_demos
+from para_video.demos import EVALUATION_SEED, Demo, DemoSet, cache_folder, cache_name, recorded_once
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv
 
@@ -86,9 +87,7 @@ def cached_clips(
         with MetaWorldEnv(task, size=size) as env:
             folder = (cache or cache_folder()).with_name("clips") / cache_name({**env.settings, **asdict(plan), "recipe": RECIPE})
             fresh = not folder.exists()
-            if fresh:
-                save_demos(record_clips(env, plan, on_episode=on_episode), folder)
-        found += load_demos(folder).demos
+            found += recorded_once(folder, partial(record_clips, env, plan, on_episode=on_episode)).demos
         for _ in range(0 if fresh or on_episode is None else plan.count):
             on_episode()  # type: ignore[misc]  # not None where the range is not empty
     return found
