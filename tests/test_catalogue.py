@@ -93,6 +93,10 @@ def test_one_backbone_is_told_with_its_options(capsys: pytest.CaptureFixture) ->
     main(ListConfig("dinov3"))
     shown = capsys.readouterr().out
     assert "denoising_steps=1" in shown and "revision=None" in shown and "facebook/dinov3-vitb16" in shown
+    main(ListConfig("animatediff"))
+    shown = capsys.readouterr().out
+    assert "base='stable" in shown and "offload='none'" in shown, "its own and those of all that draw futures"
+    assert "base: hub id" in shown and "offload: for frozen use" in shown
 
 
 def test_unknown_names_and_families_are_refused() -> None:
