@@ -17,6 +17,7 @@ from para_video.camera import Camera, look_at
 from para_video.circles import CircleVideos
 from para_video.demos import Demo
 from para_video.readout import Targets, matrix_from_euler
+from para_video.repaint import Palette, repainted
 
 T = TypeVar("T")
 OVERHEAD_FOV_DEG = 40.0
@@ -32,6 +33,8 @@ class Augmentation:
         zoom: the focal length changes by up to this factor. All three warp the image by an exact homography.
         stretch: up to this factor between the focal lengths along x and y. crop: the principal point is moved by up to this share
             of the image, as if another part were cropped. Both are homographies too.
+        repaint: probability that each large surface of one colour (table, wall, arm, floor) is painted anew, see
+            `para_video.repaint`: a policy is then not to rely on how its surroundings look.
         paste: patches of other demonstrations that are pasted into a clip. paste_size: least and most of their height and width, as
             shares of the image's. paste_away: how far, as a share of its width, they stay from wherever the demonstration's
             gripper comes: what is handled is not hidden, and labels stay.
@@ -55,6 +58,7 @@ class Augmentation:
     shift_m: float = 0.04
     stretch: float = 1.0
     crop: float = 0.0
+    repaint: float = 0.0
     paste: int = 0
     paste_size: tuple[float, float] = (0.06, 0.25)
     paste_away: float = 0.1
@@ -205,6 +209,9 @@ class DemoBatches(Dataset):
         self.shown = stride * np.arange(1 - context, 1 + future)
         self.ahead = stride * np.arange(1, chunk + 1)
         self.frames = [torch.from_numpy(demo.frames).permute(0, 3, 1, 2) for demo in self.demos]
+        if augmentation is not None and augmentation.repaint:
+            palette = Palette.of([demo.frames[k] for demo in self.demos for k in (0, len(demo) // 2, len(demo) - 1)])
+            self.surfaces = [palette.surfaces(frames) for frames in self.frames]
 
     def __len__(self) -> int:
         return self.length
@@ -220,7 +227,7 @@ class DemoBatches(Dataset):
     def gather(self, steps: Sequence[tuple[int, int]]) -> Batch:
         """The batch of given (demo, step) pairs, unaugmented; observed and future frames are all in its clip. Beyond its ends, a
         demonstration's first and last frame stand still."""
-        rows = [self._row(self.demos[d], self.frames[d], k) for d, k in steps]
+        rows = [self._row(d, k) for d, k in steps]
         clips, positions, gripper, rotations, known, position, rotation, opening = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
@@ -234,9 +241,19 @@ class DemoBatches(Dataset):
         """What `gather` gave of steps, under random changes of a seed."""
         if self.augmentation is None:
             return batch
+        if self.augmentation.repaint:
+            batch = replace(batch, clip=self._repainted(batch.clip, steps, np.random.default_rng((seed, 2))))
         if self.augmentation.paste:
             batch = replace(batch, clip=self._pasted(batch.clip, steps, self.augmentation, np.random.default_rng((seed, 1))))
         return augmented(batch, self.augmentation, torch.Generator().manual_seed(seed))
+
+    def _repainted(self, clips: Tensor, steps: Sequence[tuple[int, int]], rng: np.random.Generator) -> Tensor:
+        """Clips (b, t, 3, H, W) of steps with other surroundings."""
+        assert self.augmentation is not None
+        surfaces = [self.surfaces[d][self._shown(d, k)] for d, k in steps]
+        return torch.stack(
+            [repainted(clip, where, self.augmentation.repaint, rng) for clip, where in zip(clips, surfaces, strict=True)]
+        )
 
     def _pasted(
         self, clips: Tensor, steps: Sequence[tuple[int, int]], augmentation: Augmentation, rng: np.random.Generator
@@ -248,17 +265,22 @@ class DemoBatches(Dataset):
             donors = [step for step in self.steps if step[0] != d] or self.steps
             for _ in range(augmentation.paste):
                 e, k = donors[rng.integers(len(donors))]
-                donor = self.frames[e][np.clip(k + self.shown, 0, len(self.demos[e]) - 1)].float() / 255
+                donor = self.frames[e][self._shown(e, k)].float() / 255
                 paste_patch(clip, donor, path, augmentation, rng)
         return clips
 
-    def _row(self, demo: Demo, frames: Tensor, k: int) -> tuple[Tensor, ...]:
+    def _shown(self, d: int, k: int) -> np.ndarray:
+        """Rows of a demonstration that a clip shows; beyond its ends, the first or the last one again."""
+        return np.clip(k + self.shown, 0, len(self.demos[d]) - 1)
+
+    def _row(self, d: int, k: int) -> tuple[Tensor, ...]:
+        demo = self.demos[d]
         targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
         turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
         known = k + self.ahead <= len(demo)  # what follows its end, a demonstration does not say
         now = (demo.positions[k], demo.rotations[k], demo.openings[k])
         return (
-            frames[np.clip(k + self.shown, 0, len(demo) - 1)],
+            self.frames[d][self._shown(d, k)],
             *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)),
         )
 
