@@ -69,7 +69,7 @@ from para_video.rollout import (
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source, try_out
 from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
-from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
 
 BatchMaker = Callable[[int, int, int], Dataset]
@@ -340,6 +340,8 @@ def first_backbone(config: RobotConfig, device: torch.device) -> VideoBackbone:
         raise ValueError(
             f"{config.backbone} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
         )
+    if config.train != "heads" or config.video_steps:
+        check_precision(backbone.requires_grad_(True))
     try_out(backbone.eval().to(device), PolicySpec.times, config.context, config.size)
     return backbone
 

@@ -51,7 +51,7 @@ from para_video.prediction import (
 )
 from para_video.readout import ReadoutSpec
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source
-from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
 HELD_OUT_SEED = 50_000
@@ -355,6 +355,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
     same_source(out, backbone, accelerator)
     draws = hasattr(backbone, "sample")
     predictor = VideoPredictor(backbone, drop=config.drop if draws else 0.0, draw=config.draw).to(accelerator.device)
+    check_precision(predictor)
     for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
         with torch.no_grad():
             blank = torch.zeros(1, observed + config.horizon, 3, config.size, config.size, device=backbone.device)

@@ -83,7 +83,7 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
 
 def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, tmp_path):
     config = video.VideoConfig(
-        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2), steps=4, batch_size=2, held_out=4, contexts=(1,),
+        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2, dtype="bfloat16"), steps=4, batch_size=2, held_out=4, contexts=(1,),
         horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
     )  # fmt: skip
     summary = video.main(config)
@@ -92,7 +92,8 @@ def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, 
     assert losses["before"] == video.unseen_losses(config, VideoPredictor(backbone), video.own_videos(config)[1])
     assert losses["after"] != losses["before"] and summary["unseen"] == {}
     assert f"| 1 | {losses['before']['1']:.4f} | {losses['after']['1']:.4f} |" in (tmp_path / "run" / "README.md").read_text()
-    assert all("lora_" in name for name in read_weights(tmp_path / "run"))
+    learnt = read_weights(tmp_path / "run")
+    assert all("lora_" in name and value.dtype == torch.float32 for name, value in learnt.items())
     taken, own = initialise(backbone_in_a_policy(config.options), tmp_path / "run")
     assert 0 < taken < own
     assert video.main(replace(config, resume=True))["unseen_loss"] == losses
@@ -108,6 +109,9 @@ def test_video_options_are_read_at_once_and_encoders_are_refused(own_videos, tmp
         video.VideoConfig(backbone_options="3")
     with pytest.raises(ValueError, match="Dinov2Backbone has no generative loss"):
         video.main(video.VideoConfig(videos=own_videos, **tiny_options("dinov2"), out=tmp_path / "run"))
+    half = tiny_options("wan2.1-i2v-14b", dtype="bfloat16")
+    with pytest.raises(ValueError, match='are bfloat16, .* load the backbone with "dtype": "float32".*"lora_rank"'):
+        video.main(video.VideoConfig(videos=own_videos, **half, out=tmp_path / "half"))
 
 
 def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, monkeypatch):
@@ -304,6 +308,7 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("dinov2", {"context": 3}, "refuses: 3 observed frames; this backbone takes 1 to 2"),
         ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
         ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
+        ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
         ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "no/such/folder has no usable .* it is no local folder"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "tap": 3}'}, "cannot be built with the options .*'tap'"),
