@@ -136,11 +136,11 @@ def check_precision(module: nn.Module) -> None:
     Raises:
         ValueError: there are some.
     """
-    half = {name: p.dtype for name, p in module.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)}
+    learning = {name: str(p.dtype).removeprefix("torch.") for name, p in module.named_parameters() if p.requires_grad}
+    half = [name for name, dtype in learning.items() if dtype in ("bfloat16", "float16")]
     if half:
-        name, dtype = next(iter(half.items()))
         raise ValueError(
-            f"{name} and {len(half) - 1} more weights are {str(dtype).removeprefix('torch.')}, in which steps of training are lost: "
+            f"{half[0]} and {len(half) - 1} more weights are {learning[half[0]]}, in which steps of training are lost: "
             'load the backbone with "dtype": "float32", have layers beside it learn with "lora_rank": 16, or freeze it'
         )
 

@@ -83,8 +83,8 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
 
 def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, tmp_path):
     config = video.VideoConfig(
-        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2, dtype="bfloat16"), steps=4, batch_size=2, held_out=4, contexts=(1,),
-        horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
+        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2, dtype="bfloat16"), steps=4, batch_size=2, held_out=4,
+        contexts=(1,), horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
     )  # fmt: skip
     summary = video.main(config)
     losses = summary["unseen_loss"]
