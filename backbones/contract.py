@@ -126,6 +126,7 @@ def frames_in_order(trial: Trial) -> None:
         first, last = found.spans.cpu().unbind(-1)
         times = found.times.cpu().float()
         need(torch.allclose(times, (first + last).float() / 2), f"times {times.tolist()} of spans {found.spans.tolist()}")
+        need(bool((first <= last).all()), f"maps of no frame are among the spans {found.spans.tolist()}")
         need(all(a < b for a, b in pairwise(times.tolist())), f"times are not ascending: {times.tolist()}")
         # the last map may reach beyond the horizon, where one map covers several frames
         need(float(first.min()) == 1 - observed, f"the first map begins at {float(first.min()):g}, not {1 - observed}")
