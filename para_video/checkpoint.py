@@ -121,7 +121,7 @@ def _text(backbone: VideoBackbone) -> dict[str, list[float]]:
 
 
 def _spread(value: Tensor) -> list[float]:
-    vectors = value.flatten(0, -2)
+    vectors = value.reshape(-1, value.shape[-1])
     numbers = vectors[vectors.any(-1)].flatten()
     count = min(TOLD_NUMBERS, len(numbers))
     return numbers[torch.arange(count) * (len(numbers) - 1) // max(count - 1, 1)].float().tolist()
