@@ -71,6 +71,7 @@ class AnimateDiffBackbone(LatentVideoBackbone):
         Args:
             source, revision: of the layers along time. base: hub id or local folder of the model that carries them.
         """
+        cls.check_choices(**options)
         return super().from_pretrained(source, dtype=dtype, **cls.load_base(Source(base, dtype=dtype)), **options)
 
     @classmethod

@@ -71,6 +71,10 @@ class Trial:
     def joint(self, clip: Tensor, observed: int, since: float | None = None, seed: int = 0) -> tuple[VideoFeatures, Tensor]:
         return self.backbone.joint(clip, observed, since=since, generator=self.generator(seed))
 
+    @torch.no_grad()
+    def generative_loss(self, clip: Tensor, observed: int, seed: int = 0) -> Tensor:
+        return self.backbone.generative_loss(clip, observed, generator=self.generator(seed))
+
     def extremes(self) -> list[tuple[int, int]]:
         """(observed frames, horizon) at the edges of what is allowed."""
         return [(seen, horizon) for seen in sorted(set(self.spec.contexts)) for horizon in sorted({0, self.spec.max_horizon})]
@@ -122,6 +126,7 @@ def frames_in_order(trial: Trial) -> None:
         first, last = found.spans.cpu().unbind(-1)
         times = found.times.cpu().float()
         need(torch.allclose(times, (first + last).float() / 2), f"times {times.tolist()} of spans {found.spans.tolist()}")
+        need(bool((first <= last).all()), f"maps of no frame are among the spans {found.spans.tolist()}")
         need(all(a < b for a, b in pairwise(times.tolist())), f"times are not ascending: {times.tolist()}")
         # the last map may reach beyond the horizon, where one map covers several frames
         need(float(first.min()) == 1 - observed, f"the first map begins at {float(first.min()):g}, not {1 - observed}")
@@ -379,13 +384,15 @@ def the_future_stays_out(trial: Trial) -> None:
 
 
 def the_loss_is_seeded(trial: Trial) -> None:
-    """The generative loss is the same for the same generator alone, and `joint` leaves its input as it was."""
+    """The generative loss, beside features and alone, is the same for the same generator alone, and the input stays as it was."""
     observed = trial.spec.contexts[1]
     video = trial.clip(observed + trial.whole())
     kept = video.clone()
-    losses = [float(trial.joint(video, observed, seed=seed)[1]) for seed in (0, 0, 1)]
-    need(losses[0] == losses[1], f"the same generator gave the losses {losses[:2]}")
-    need(losses[0] != losses[2], "another generator gave the same loss")
+    beside = lambda seed: float(trial.joint(video, observed, seed=seed)[1])  # noqa: E731
+    for loss in (beside, lambda seed: float(trial.generative_loss(video, observed, seed=seed))):
+        losses = [loss(seed) for seed in (0, 0, 1)]
+        need(losses[0] == losses[1], f"the same generator gave the losses {losses[:2]}")
+        need(losses[0] != losses[2], "another generator gave the same loss")
     need(torch.equal(video, kept), "the input was changed")
 
 

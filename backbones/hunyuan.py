@@ -47,6 +47,8 @@ class HunyuanBackbone(LatentVideoBackbone):
             frames would not be seen.
     """
 
+    _told: dict[str, Tensor] | None = None
+
     def __init__(
         self,
         transformer: HunyuanVideoTransformer3DModel,
@@ -103,8 +105,11 @@ class HunyuanBackbone(LatentVideoBackbone):
         return self.tell(prompts, (past[:, 0] + 1) / 2)
 
     def told(self) -> dict[str, Tensor]:
-        """Of a grey frame and the empty prompt."""
-        return self.tell(None, torch.full((1, 3, 64, 64), 0.5))
+        """Of a grey frame and the empty prompt; asked for once, since Llava is large."""
+        if self._told is None:
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):  # the same whoever asks first
+                self._told = self.tell(None, torch.full((1, 3, 64, 64), 0.5))
+        return dict(self._told)
 
     def _levels(self, level: Tensor, timeline: Timeline) -> Tensor:
         wide = super()._levels(level, timeline)

@@ -295,6 +295,29 @@ def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int = 1) -> Te
 # -------------------------------------------------------------------- the adapter
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Observed frames (b, n, 3, H, W) in [-1, 1], filled up, their latents, and what the denoiser is told of them."""
+
+    frames: Tensor
+    latents: Tensor
+    timeline: Timeline
+    condition: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Noised:
+    """Latents x (b, c, s, h, w) at levels (b, s), and what the network should say of them."""
+
+    x: Tensor
+    level: Tensor
+    wanted: Tensor
+
+    def loss(self, answer: Tensor, timeline: Timeline) -> Tensor:
+        """The mean squared error on the future."""
+        return (answer - self.wanted)[:, :, timeline.past :].float().square().mean()
+
+
 class LatentVideoBackbone(VideoBackbone):
     """Features of a pretrained latent video diffusion model. Weights of anything but the denoiser are never trained.
 
@@ -390,9 +413,10 @@ class LatentVideoBackbone(VideoBackbone):
             FileNotFoundError, ValueError: see `load_part`, `check_attention` and `check_offload`. ImportError: peft or xformers is
                 asked for and not installed.
         """
-        check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
-        if attention is not None:
-            check_attention(attention, cls.attentions, cls.__name__)
+        cls.check_choices(
+            device=device, truncate=truncate, lora_rank=lora_rank, gradient_checkpointing=gradient_checkpointing,
+            attention=attention, offload=offload,
+        )  # fmt: skip
         model = Source(source, revision, dtype)
         if truncate:
             model, options["taps"] = cls._up_to_last_tap(model, options.get("taps"))
@@ -416,14 +440,35 @@ class LatentVideoBackbone(VideoBackbone):
         return backbone
 
     @classmethod
+    def check_choices(
+        cls,
+        *,
+        device: str | None = None,
+        truncate: bool = False,
+        lora_rank: int = 0,
+        gradient_checkpointing: bool = False,
+        attention: str | None = None,
+        offload: str = "none",
+        **others: Any,
+    ) -> None:
+        """Refuse options of `from_pretrained` before anything is loaded.
+
+        Raises:
+            ValueError, ImportError: as of `check_attention` and `check_offload`; or the denoiser is no stack of blocks to truncate.
+        """
+        check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
+        if attention is not None:
+            check_attention(attention, cls.attentions, cls.__name__)
+        if truncate and not cls.stack:
+            raise ValueError(f"{cls.__name__} cannot be truncated: blocks need others than those before them; leave truncate out")
+
+    @classmethod
     def _up_to_last_tap(cls, source: Source, taps: Sequence[str] | None) -> tuple[Source, tuple[str, ...]]:
         """The source of the blocks that are needed, and the taps.
 
         Raises:
-            ValueError: the denoiser is no stack of blocks, or a tap is none of them.
+            ValueError: a tap is none of the denoiser's blocks.
         """
-        if not cls.stack:
-            raise ValueError(f"{cls.__name__} cannot be truncated: blocks need others than those before them; leave truncate out")
         count = load_part(Config, source, "transformer")["num_layers"]
         outline = nn.ModuleDict({cls.stack: nn.ModuleList(nn.Identity() for _ in range(count))})
         taps = block_taps(taps, outline, cls.depth, cls.stack)
@@ -542,33 +587,50 @@ class LatentVideoBackbone(VideoBackbone):
     ) -> tuple[VideoFeatures, Tensor]:
         """See `VideoBackbone.joint`. The batch goes through twice in one forward: at the level of features, without the future, and
         at random levels, where the loss is taken."""
-        if not self.spec.generative:
-            return super().joint(clip, observed)
-        video, horizon = clip[:, :observed], clip.shape[1] - observed
-        self.spec.check(video, horizon)
-        timeline = Timeline(observed, horizon, self.ratio)
-        if horizon < 1 or horizon % self.ratio:
-            raise ValueError(f"joint needs a multiple of {self.ratio} future frames, got {horizon}; crop the clip")
-        past = self._filled(video, timeline)
-        latents = self.encode(past)
-        condition = self.condition(past, latents, timeline, prompts)
-        x, level = self._at_level(latents, timeline, condition, generator)
-        with torch.no_grad():
-            signal = self.encode(torch.cat([past, clip[:, observed:] * 2 - 1], 1))
-            # some autoencoders normalise over time: observed latents must not tell of the future
-            signal = torch.cat([latents, signal[:, :, timeline.past :]], 2)
-        noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
-        drawn = self._levels(self.process.draw(len(clip), clip.device, generator), timeline)
-        noisy = self.process.noisy(signal, noise, drawn)
-        twice = {name: torch.cat([value, value]) for name, value in condition.items()}
-        with capture(self.denoiser, *self.taps) as seen:
-            answer = self._answer(torch.cat([x, noisy]), torch.cat([level, drawn]), twice)[len(clip) :]
-        wanted = self.process.output(signal, noise, drawn)
-        loss = (answer - wanted)[:, :, timeline.past :].float().square().mean()
-        half = {name: output.unflatten(0, (2, -1))[0] for name, output in seen.items()}
-        return self._wrap(half, x, timeline, since), loss
+        seen = self._seen(clip, observed, prompts)
+        x, level = self._at_level(seen.latents, seen.timeline, seen.condition, generator)
+        noised = self._noised(clip, seen, generator)
+        twice = {name: torch.cat([value, value]) for name, value in seen.condition.items()}
+        with capture(self.denoiser, *self.taps) as taps:
+            answer = self._answer(torch.cat([x, noised.x]), torch.cat([level, noised.level]), twice)[len(clip) :]
+        half = {name: output.unflatten(0, (2, -1))[0] for name, output in taps.items()}
+        return self._wrap(half, x, seen.timeline, since), noised.loss(answer, seen.timeline)
+
+    def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `VideoBackbone.generative_loss`. The batch goes through once, at random levels."""
+        seen = self._seen(clip, observed, None)
+        noised = self._noised(clip, seen, generator)
+        return noised.loss(self._answer(noised.x, noised.level, seen.condition), seen.timeline)
 
     # ---------------------------------------------------------------- how it is done
+
+    def _seen(self, clip: Tensor, observed: int, prompts: list[str] | None) -> _Seen:
+        """What training clips show of themselves.
+
+        Raises:
+            TypeError: there is no generative loss. ValueError: clips that are not allowed, or no whole latents of future frames.
+        """
+        if not self.spec.generative:
+            super().joint(clip, observed)
+        video, horizon = clip[:, :observed], clip.shape[1] - observed
+        self.spec.check(video, horizon)
+        if horizon < 1 or horizon % self.ratio:
+            raise ValueError(f"joint needs a multiple of {self.ratio} future frames, got {horizon}; crop the clip")
+        timeline = Timeline(observed, horizon, self.ratio)
+        past = self._filled(video, timeline)
+        latents = self.encode(past)
+        return _Seen(past, latents, timeline, self.condition(past, latents, timeline, prompts))
+
+    def _noised(self, clip: Tensor, seen: _Seen, generator: torch.Generator | None) -> _Noised:
+        """Clips at random levels of noise."""
+        past = seen.timeline.past
+        with torch.no_grad():
+            signal = self.encode(torch.cat([seen.frames, clip[:, -seen.timeline.horizon :] * 2 - 1], 1))
+            # some autoencoders normalise over time: observed latents must not tell of the future
+            signal = torch.cat([seen.latents, signal[:, :, past:]], 2)
+        noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
+        level = self._levels(self.process.draw(len(clip), clip.device, generator), seen.timeline)
+        return _Noised(self.process.noisy(signal, noise, level), level, self.process.output(signal, noise, level))
 
     def _filled(self, video: Tensor, timeline: Timeline) -> Tensor:
         return torch.cat([video[:, :1].expand(-1, timeline.before, -1, -1, -1), video], 1) * 2 - 1

@@ -117,7 +117,8 @@ def _check_vocabulary(kind: type, source: Source, subfolder: str) -> None:
 
 
 def insert_lora(network: nn.Module, rank: int, layers: str | list[str]) -> None:
-    """Freeze a network and put low-rank layers, which learn, beside some of its layers (Hu et al. 2022).
+    """Freeze a network and put low-rank layers, which learn, beside some of its layers (Hu et al. 2022). They are float32 beside
+    weights of any precision, and what they add is rounded to that of the layer.
 
     Args:
         layers: ends of their names, or a pattern of the whole names.
@@ -131,3 +132,6 @@ def insert_lora(network: nn.Module, rank: int, layers: str | list[str]) -> None:
         raise ImportError("LoRA needs the package peft: pip install peft") from error
     network.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), network)
+    for name, parameter in network.named_parameters():
+        if "lora_" in name:  # the package makes them in the layer's precision, in which small steps are lost
+            parameter.data = parameter.data.float()

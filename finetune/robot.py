@@ -66,10 +66,19 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source, try_out
+from para_video.runs import (
+    check_processes,
+    command_line,
+    output_folder,
+    per_process,
+    plain_settings,
+    same_settings,
+    same_source,
+    try_out,
+)
 from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
-from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
 
 BatchMaker = Callable[[int, int, int], Dataset]
@@ -327,20 +336,23 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
     )
 
 
-def first_backbone(config: RobotConfig, device: torch.device) -> VideoBackbone:
+def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbone:
     """The backbone with the weights of its source, if it has one.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: it cannot be built, cannot be trained as is asked, or does not take what
             policies see.
     """
+    check_processes(config.options, accelerator.num_processes)
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
     if (config.train == "joint" or config.video_steps) and not backbone.spec.generative:
         raise ValueError(
             f"{config.backbone} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
         )
-    try_out(backbone.eval().to(device), PolicySpec.times, config.context, config.size)
+    if config.train != "heads" or config.video_steps:
+        check_precision(backbone.requires_grad_(True))
+    try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)
     return backbone
 
 
@@ -562,7 +574,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         config.env(shift).close()  # and whether the task has such a workspace
     if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
-    first: VideoBackbone | None = first_backbone(config, accelerator.device)
+    first: VideoBackbone | None = first_backbone(config, accelerator)
     same_source(out, first, accelerator)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own

@@ -112,8 +112,19 @@ def fingerprint(backbone: VideoBackbone) -> str | None:
 
 
 def _text(backbone: VideoBackbone) -> dict[str, list[float]]:
-    """The first numbers of each thing that its text encoders tell it."""
-    return {name: value.flatten()[:TOLD_NUMBERS].float().tolist() for name, value in backbone.told().items()}
+    """Numbers from all over each thing that its text encoders tell it.
+
+    Vectors of zeros, which fill up texts, tell nothing and are left out. The first vector alone would tell little of an encoder in
+    which each sees only those before it: there it has seen nothing.
+    """
+    return {name: _spread(value) for name, value in backbone.told().items()}
+
+
+def _spread(value: Tensor) -> list[float]:
+    vectors = value.reshape(-1, value.shape[-1])
+    numbers = vectors[vectors.any(-1)].flatten()
+    count = min(TOLD_NUMBERS, len(numbers))
+    return numbers[torch.arange(count) * (len(numbers) - 1) // max(count - 1, 1)].float().tolist()
 
 
 def _same_text(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> bool:
@@ -150,7 +161,7 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
     config = {
         "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": fingerprint(policy.backbone),
-        "text": _text(policy.backbone), "notes": dict(notes or {}),
+        "told": _text(policy.backbone), "notes": dict(notes or {}),
     }  # fmt: skip
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -228,7 +239,7 @@ def _load_all(
 
 def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[float]] | None, bool]:
     """What a policy is built from, the fingerprint of its backbone's source, what its text encoders said (None where an older
-    version did not ask), and whether the backbone was frozen."""
+    version did not keep it as this one does), and whether the backbone was frozen."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
@@ -241,7 +252,7 @@ def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[f
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not isinstance(spec, PolicySpec):
         raise ValueError(f"{path} describes no policy")
-    return spec, config.get("origin"), config.get("text"), config.get("frozen", False)
+    return spec, config.get("origin"), config.get("told"), config.get("frozen", False)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

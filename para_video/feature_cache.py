@@ -6,6 +6,7 @@ everything that its bytes depend on: weights, demonstrations, augmentation, sche
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -57,8 +58,7 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
     begun, count = time.perf_counter(), len(batches.steps)
     with whole_folder(folder) as partial:
         for copy in tqdm(range(copies), desc="features", unit="copy"):
-            first = _write_rows(partial / f"copy_{copy:03d}.safetensors", _forwards(policy, batches, copy, batch_size), count)
-        shared = {"times": first.times, "spans": first.spans, "image_to_map": first.image_to_map}
+            shared = _write_rows(partial / f"copy_{copy:03d}.safetensors", _forwards(policy, batches, copy, batch_size), count)
         about = {"size": json.dumps(batches.frames[0].shape[-2:])}
         write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
         write_atomically(partial / COST_FILE, json.dumps({"seconds": time.perf_counter() - begun}).encode())
@@ -67,9 +67,11 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
 
 def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size: int) -> str:
     """Another name whenever a byte of the cache would differ."""
+    spec = asdict(policy.backbone.spec)
+    del spec["generative"]  # whether there is a loss says nothing of features: an offloaded model has the same ones, and none
     told = {
         "format": FORMAT, "torch": torch.__version__, "backbone": type(policy.backbone).__qualname__,
-        "spec": asdict(policy.backbone.spec), "times": policy.times, "copies": copies, "seed": batches.seed,
+        "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
         "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
         "settings": policy.backbone.settings(), "weights": weight_digests(policy.backbone),
@@ -120,32 +122,38 @@ class CachedBatches(Dataset):
         return replace(_filled(self.like, values), clip=blank, features=VideoFeatures(maps, **self.shared))
 
 
-def _write_rows(path: Path, parts: Iterator[tuple[VideoFeatures, Batch]], count: int) -> VideoFeatures:
+def _write_rows(path: Path, parts: Iterator[tuple[VideoFeatures, Batch]], count: int) -> dict[str, Tensor]:
     """Write maps and labels, `count` rows in all, as one safetensors file while they come: no more than one part is held.
 
     Returns:
-        the last part's features.
+        what all maps share: times, spans and image_to_map.
 
     Raises:
-        OSError: the disk is full.
+        OSError: the disk is full. What goes wrong while parts are made is raised as it is.
     """
     places: dict[str, tuple[int, int]] = {}
     row = 0
+    for features, batch in parts:
+        values = {"maps": features.maps, **dict(_tensors(batch))}
+        # opened for each part, since what a full disk did not take is written when the file is closed
+        with _full_disk_told(path), path.open("r+b" if places else "wb") as file:
+            if not places:
+                header, places = _header({name: value[:1].clone() for name, value in values.items()}, count)
+                file.write(header)
+            for name, value in values.items():
+                start, size = places[name]
+                file.seek(start + row * size)
+                file.write(value.flatten().view(torch.uint8).numpy().data)
+        row += len(features.maps)
+    return {"times": features.times, "spans": features.spans, "image_to_map": features.image_to_map}
+
+
+@contextlib.contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
     try:
-        with path.open("wb") as file:
-            for features, batch in parts:
-                values = {"maps": features.maps, **dict(_tensors(batch))}
-                if not places:
-                    header, places = _header({name: value[:1].clone() for name, value in values.items()}, count)
-                    file.write(header)
-                for name, value in values.items():
-                    start, size = places[name]
-                    file.seek(start + row * size)
-                    file.write(value.flatten().view(torch.uint8).numpy().data)
-                row += len(features.maps)
+        yield
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free some space or set PARA_VIDEO_CACHE") from error
-    return features
 
 
 def _header(rows: dict[str, Tensor], count: int) -> tuple[bytes, dict[str, tuple[int, int]]]:

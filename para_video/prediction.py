@@ -129,9 +129,11 @@ class VideoPredictor(nn.Module):
     """What is trained: a generative backbone on clips alone.
 
     Args:
-        backbone: with `spec.generative`. drop: share of the clips whose observed frames are blank, for guidance in sampling.
+        backbone: with `spec.generative`. drop: share of the clips whose observed frames are blank, for guidance in sampling; of
+            models that have no `sample` none are.
         draw: whether one linear layer also has to draw the frames, seen and future, from the maps as heads read them. What a video
-            model need not change it need not know: of things at rest, maps otherwise tell little. Takes a forward more.
+            model need not change it need not know: of things at rest, maps otherwise tell little. Twice as many clips then go
+            through the model, and where maps are read below pure noise, their future is drawn first, as in use.
 
     Raises:
         ValueError: the backbone is no generative model.
@@ -144,7 +146,7 @@ class VideoPredictor(nn.Module):
             raise ValueError(
                 f"{type(backbone).__name__} has no generative loss (spec.generative is False); choose another backbone"
             )
-        self.backbone, self.drop = backbone, drop
+        self.backbone, self.drop = backbone, drop if hasattr(backbone, "sample") else 0.0
         self.draw = nn.Conv2d(spec.channels, spec.span * 3 * DRAWN_SIDE**2, 1) if draw else None
 
     def forward(self, batch: ClipBatch) -> dict[str, Tensor]:
@@ -164,16 +166,15 @@ def drawing_loss(draw: nn.Conv2d, features: VideoFeatures, clip: Tensor, observe
     many frames as a map spans; of a map that spans fewer, the last ones count.
 
     Args:
-        features: of the first `observed` frames of clip (b, t, 3, H, W), and of the others as future.
+        features: of the first `observed` frames of clip (b, t, 3, H, W), and of the others as future; every map spans some frame.
     """
     (b, s), (h, w) = features.maps.shape[:2], features.maps.shape[-2:]
     small = F.interpolate(clip.flatten(0, 1), size=(DRAWN_SIDE * h, DRAWN_SIDE * w), mode="area").unflatten(0, (b, -1))
     drawn = F.pixel_shuffle(draw(features.maps.flatten(0, 1)).float(), DRAWN_SIDE).unflatten(1, (-1, 3)).unflatten(0, (b, s))
     errors = []
     for k, (first, last) in enumerate((features.spans + observed - 1).round().int().tolist()):
-        truth = 2 * small[:, max(first, 0) : last + 1] - 1
-        if truth.shape[1]:  # a map of copies alone ends before the first frame
-            errors.append((drawn[:, k, -truth.shape[1] :] - truth).square().mean())
+        truth = 2 * small[:, first : last + 1] - 1
+        errors.append((drawn[:, k, -truth.shape[1] :] - truth).square().mean())
     return torch.stack(errors).mean()
 
 

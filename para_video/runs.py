@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,14 +123,35 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     accelerator.wait_for_everyone()
 
 
+def check_processes(options: Mapping[str, Any], processes: int) -> None:
+    """Refuse, before anything is loaded, a backbone that several processes cannot share out.
+
+    Args:
+        options: of the backbone. processes: of the run.
+
+    Raises:
+        ValueError: it is offloaded, by hooks that keep to one device whatever the process, and there are several.
+    """
+    offload = options.get("offload", "none")
+    if offload != "none" and processes > 1:
+        raise ValueError(
+            f"offload {offload!r} is for one process and there are {processes}, which would all use device "
+            f'{options.get("device")!r}: run without `accelerate launch`, or leave out "offload"'
+        )
+
+
 def same_source(folder: Path, backbone: VideoBackbone, accelerator: Accelerator) -> None:
-    """Keep beside a run's settings which weights its backbone has from its source, and refuse to go on there with others.
+    """Keep beside a run's settings which weights its backbone has from its source, and refuse to go on there with others. A run
+    that began before they were kept goes on with those that are there now, and the user is told.
 
     Raises:
         ValueError: they are not those that the run began with.
     """
     path, now = folder / SETTINGS_FILE, fingerprint(backbone)
     settings = json.loads(path.read_text())
+    if now is not None and SOURCE not in settings and not _free(folder) and accelerator.is_main_process:
+        text = f"{path} does not say on which weights this run began: it goes on with those that the backbone's source has now"
+        Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False)
     before = settings.setdefault(SOURCE, now)
     if before != now:
         raise ValueError(

@@ -129,6 +129,22 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 
+def check_precision(module: nn.Module) -> None:
+    """Refuse weights in half precision that are to learn: a step of training, or of their average, is mostly less than the next
+    number that they can hold.
+
+    Raises:
+        ValueError: there are some.
+    """
+    learning = {name: str(p.dtype).removeprefix("torch.") for name, p in module.named_parameters() if p.requires_grad}
+    half = [name for name, dtype in learning.items() if dtype in ("bfloat16", "float16")]
+    if half:
+        raise ValueError(
+            f"{half[0]} and {len(half) - 1} more weights are {learning[half[0]]}, in which steps of training are lost: "
+            'load the backbone with "dtype": "float32", have layers beside it learn with "lora_rank": 16, or freeze it'
+        )
+
+
 def fit(
     policy: nn.Module,
     batches: Callable[[int, int, int], Dataset],
@@ -150,10 +166,11 @@ def fit(
             where it is there. label: of the progress bar.
 
     Raises:
-        ValueError: the state in `folder` belongs to other settings or another network, or is damaged.
+        ValueError: the state in `folder` belongs to other settings or another network, or is damaged; or as of `check_precision`.
         FloatingPointError: a loss is not finite.
         KeyboardInterrupt: the user's.
     """
+    check_precision(policy)
     _keep_freed_memory()
     accelerator = accelerator or make_accelerator(config.precision)
     state_path = folder / STATE_FILE if folder else None

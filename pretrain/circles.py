@@ -41,7 +41,16 @@ from para_video.figures import (
 )
 from para_video.held_out import circle_errors, find_circles
 from para_video.readout import ReadoutSpec
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source, try_out
+from para_video.runs import (
+    check_processes,
+    command_line,
+    output_folder,
+    per_process,
+    plain_settings,
+    same_settings,
+    same_source,
+    try_out,
+)
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
 
@@ -204,6 +213,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
     spec = circle_policy(config, training)
+    check_processes(spec.backbone_options, accelerator.num_processes)
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=trusted_packages(config.backbone), frozen=config.train == "heads")
     same_source(out, policy.backbone, accelerator)

@@ -33,6 +33,7 @@ from backbones.mini import MiniVideo
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, build_backbone, initialise, save_backbone
 from para_video.demos import Demo
+from para_video.features import FeatureSpec
 from para_video.figures import error_curve, label, upscale, write_picture
 from para_video.prediction import (
     ClipBatch,
@@ -51,7 +52,7 @@ from para_video.prediction import (
 )
 from para_video.readout import ReadoutSpec
 from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source
-from para_video.training import FitConfig, fit, make_accelerator, write_atomically
+from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
 HELD_OUT_SEED = 50_000
@@ -130,6 +131,48 @@ class VideoConfig:
     def options(self) -> dict[str, Any]:
         """What the backbone is built with."""
         return backbone_options(self.backbone, self.backbone_options)
+
+
+# -------------------------------------------------------------------- the model
+
+
+def first_predictor(config: VideoConfig, accelerator: Accelerator) -> VideoPredictor:
+    """The model as it is before training. It has been shown grey clips, so that what it refuses is told before any are recorded.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: it cannot be built, cannot be trained, or does not take such clips.
+    """
+    for option, off in (("offload", "none"), ("truncate", False)):
+        if config.options.get(option, off) != off:
+            raise ValueError(f'with "{option}" a model has no generative loss to learn by: leave it out of --backbone-options')
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
+    predictor = VideoPredictor(backbone, drop=config.drop, draw=config.draw).to(accelerator.device)
+    check_precision(predictor)
+    for observed in config.contexts:
+        try:
+            with torch.no_grad():
+                blank = torch.zeros(1, observed + config.horizon, 3, config.size, config.size, device=backbone.device)
+                predictor(ClipBatch(blank, observed))
+        except ValueError as error:
+            raise ValueError(
+                f"{config.backbone} is to predict {config.horizon} frames of {config.size} px from {observed} and refuses: "
+                f"{error}; {remedy(config, backbone.spec)}"
+            ) from error
+    return predictor
+
+
+def remedy(config: VideoConfig, spec: FeatureSpec) -> str:
+    """What a user may do whose clips a backbone refuses."""
+    longest, (fewest, most) = spec.span * (spec.max_horizon // spec.span), spec.contexts
+    change = []
+    if config.horizon % spec.span or config.horizon > longest:
+        change.append(f"--horizon {min(spec.span * math.ceil(config.horizon / spec.span), longest)}")
+    if not fewest <= min(config.contexts) <= max(config.contexts) <= most:
+        change.append(f"--contexts from {fewest} to {most}")
+    if config.size % spec.size_multiple:
+        change.append(f"--size {spec.size_multiple * math.ceil(config.size / spec.size_multiple)}")
+    return f"pass {', '.join(change) or 'other --contexts, --horizon or --size'}, or other --backbone-options"
 
 
 # -------------------------------------------------------------------- clips
@@ -302,6 +345,7 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
             "shapes)"
         )
     seen = " or ".join(map(str, sorted(set(config.contexts))))
+    blurs = "" if "unseen_loss" in summary else "moving things blur; "  # there it draws no frames in which they could
     lines = [
         f"# A video model: {config.backbone}",
         "",
@@ -311,7 +355,7 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
         "",
         f"- Data: {data}.",
         f"- Training: {summary['steps']} steps of {config.batch_size} clips, {summary['training_seconds'] / 3600:.1f} hours.",
-        "- Limits: trained at one frame rate and image size; moving things blur; beyond the trained horizon nothing is promised.",
+        f"- Limits: trained at one frame rate and image size; {blurs}beyond the trained horizon nothing is promised.",
         "",
     ]
     if "unseen_loss" in summary:
@@ -350,15 +394,9 @@ def main(config: VideoConfig) -> dict[str, Any]:
     out = output_folder(config.out, "video", resume=config.resume, accelerator=accelerator)
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
-    same_source(out, backbone, accelerator)
-    draws = hasattr(backbone, "sample")
-    predictor = VideoPredictor(backbone, drop=config.drop if draws else 0.0, draw=config.draw).to(accelerator.device)
-    for observed in config.contexts:  # what the backbone refuses is refused before anything is recorded
-        with torch.no_grad():
-            blank = torch.zeros(1, observed + config.horizon, 3, config.size, config.size, device=backbone.device)
-            predictor(ClipBatch(blank, observed))
+    predictor = first_predictor(config, accelerator)
+    same_source(out, predictor.backbone, accelerator)
+    draws = hasattr(predictor.backbone, "sample")
     if config.init is not None:
         console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
     with accelerator.main_process_first():

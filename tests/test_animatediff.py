@@ -87,3 +87,16 @@ def test_more_frames_than_positions_and_unknown_taps_are_refused() -> None:
         AnimateDiffBackbone.from_pretrained(**options, max_context=9)
     with pytest.raises(ValueError, match=r"unknown tap 'up_blocks.4'; choose from mid_block, down_blocks.0-3, up_blocks.0-3"):
         AnimateDiffBackbone.from_pretrained(**options, taps=["up_blocks.4"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": "flash"}, "cannot be given attention 'flash'"),
+        ({"offload": "disk"}, "unknown offload 'disk'"),
+        ({"truncate": True}, "AnimateDiffBackbone cannot be truncated"),
+    ],
+)
+def test_wrong_choices_are_refused_before_the_model_that_carries_the_layers_is_loaded(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnimateDiffBackbone.from_pretrained("nowhere", base="nowhere", **options)

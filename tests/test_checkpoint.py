@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backbones import backbone_options, build_backbone, import_string
+from backbones.latent import Prompts
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import (
     CONFIG_FILE,
@@ -22,6 +23,7 @@ from para_video.checkpoint import (
     save_backbone,
     save_policy,
 )
+from para_video.features import VideoBackbone
 from para_video.heatmap import Bins
 from para_video.readout import ReadoutSpec
 from tests.tiny_models import TINY, saved
@@ -182,7 +184,7 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
         load_policy(tmp_path / "policy")
 
 
-@pytest.mark.parametrize("name", ["cogvideox-2b", "hunyuan-i2v"])
+@pytest.mark.parametrize("name", ["cogvideox-2b", "hunyuan-i2v", "hunyuan-1.5"])
 def test_another_text_encoder_is_noticed_and_another_rounding_is_not(name, tmp_path):
     folder, spec = tmp_path / "model", loaded_spec(name, tmp_path / "model")
     shutil.copytree(saved(name), folder)
@@ -199,6 +201,30 @@ def test_another_text_encoder_is_noticed_and_another_rounding_is_not(name, tmp_p
     with pytest.raises(ValueError, match="another text encoder than .*model' has now: .*pass it as `backbone`") as told:
         load_policy(tmp_path / "policy")
     assert "\n" not in str(told.value) and feature_key(spec.build()) != key
+
+
+def telling(text: Tensor, **more: Tensor) -> VideoBackbone:
+    """A model that is told these things (n, d) of the empty prompt."""
+    backbone = build_backbone("cogvideox-2b", source=str(saved("cogvideox-2b")), **TINY["cogvideox-2b"].options)
+    backbone.prompts = Prompts(lambda prompt: {"text": text, **more})
+    return backbone
+
+
+@pytest.mark.parametrize("filled", [0, 40], ids=["all told", "few told, then zeros"])
+def test_text_encoders_are_known_by_more_than_the_first_vector_they_give(filled, tmp_path):
+    """In a causal encoder the first one knows nothing of the others, whatever the weights of its attention."""
+    text = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    other = torch.cat([text[:1], text[1:].roll(1, 0)])
+    pad, glyphs = torch.zeros(filled, 16), {"glyphs": torch.zeros(8, 16), "mask": torch.arange(24 + filled)[None] < 24}
+    spec = loaded_spec("cogvideox-2b", saved("cogvideox-2b"))
+    torch.manual_seed(0)
+    policy = spec.build(frozen=True, backbone=telling(torch.cat([text, pad]), **glyphs))
+    save_policy(policy, spec, tmp_path)
+    numbers = json.loads((tmp_path / CONFIG_FILE).read_text())["told"]
+    assert len(numbers["text"]) == 16 and all(numbers["text"]) and numbers["glyphs"] == []
+    load_policy(tmp_path, backbone=telling(torch.cat([text + 0.01 * torch.randn(24, 16), pad]), **glyphs))
+    with pytest.raises(ValueError, match="another text encoder"):
+        load_policy(tmp_path, backbone=telling(torch.cat([other, pad]), **glyphs))
 
 
 def test_a_text_encoder_is_asked_for_no_more_than_the_empty_prompt(tmp_path):

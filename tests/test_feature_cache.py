@@ -1,5 +1,6 @@
 """Features computed once: the same as computed anew, found again, and never taken for others."""
 
+import io
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -78,14 +79,15 @@ def test_one_batch_of_maps_is_held_while_they_are_computed(tmp_path, monkeypatch
     forwards = feature_cache._forwards
 
     def watched(*args):
+        assert not any(maps() is not None for maps in alive), "a copy's last maps go before the next copy begins"
         for features, batch in forwards(*args):
             assert sum(maps() is not None for maps in alive) <= 1
             alive.append(weakref.ref(features.maps))
             yield features, batch
 
     monkeypatch.setattr(feature_cache, "_forwards", watched)
-    cache_features(make_policy(), make_batches(), 1, tmp_path, batch_size=2)
-    assert len(alive) > 5
+    cache_features(make_policy(), make_batches(), 2, tmp_path, batch_size=2)
+    assert len(alive) > 10
 
 
 def test_any_split_into_batches_gives_the_same_file(tmp_path):
@@ -139,6 +141,8 @@ def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():
         *(key("svd", **options) for options in ({}, {"level": 2.0}, {"level": 2.0, "denoising_steps": 2}, {"fps": 9})),
     ]
     assert len(set(keys)) == len(keys) and key("svd") == keys[5]
+    # an offloaded model has no loss, but the same features
+    assert key("svd", offload="model", device="cpu") == key("svd")
 
 
 def test_a_key_tells_which_text_encoder_there_is():
@@ -160,17 +164,41 @@ def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told_with_the_remedy(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-        yield
+@pytest.mark.parametrize("after", [0, 3], ids=["opening", "writing"])
+def test_a_full_disk_is_told_with_the_remedy(after, tmp_path, monkeypatch):
+    """after: bytes that still find room; before them there is not even a file."""
+    make = Path.open
 
-    monkeypatch.setattr(feature_cache, "_forwards", full)
+    class Full(io.FileIO):
+        def write(self, content) -> int:
+            if self.tell() + len(content) > after:
+                raise OSError(28, "No space left on device")
+            return super().write(content)
+
+    def opened(path: Path, mode: str = "r", *args, **named):
+        if path.name != "copy_000.safetensors" or mode != "wb":
+            return make(path, mode, *args, **named)
+        if not after:
+            raise OSError(28, "No space left on device")
+        return io.BufferedWriter(Full(path, "w"), buffer_size=2**30)  # nothing is written before it has to be
+
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(
         OSError, match=r"cannot write .*copy_000.safetensors: No space left .*; free some space or set PARA_VIDEO_CACHE"
     ):
         cache_features(make_policy(), make_batches(), 1, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_goes_wrong_while_features_are_computed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
+    def failing(*_):
+        raise FileNotFoundError(2, "No such file", "kernel.cubin")
+        yield
+
+    monkeypatch.setattr(feature_cache, "_forwards", failing)
+    with pytest.raises(FileNotFoundError) as told:
+        cache_features(make_policy(), make_batches(), 1, tmp_path)
+    assert "cannot write" not in str(told.value) and not list(tmp_path.iterdir())
 
 
 def test_damage_is_told(tmp_path):

@@ -159,3 +159,16 @@ def test_a_missing_tokenizer_is_named(tmp_path) -> None:
     shutil.rmtree(folder / "tokenizer_2")
     with pytest.raises(FileNotFoundError, match="model/tokenizer_2 has no usable CLIPTokenizer"):
         HunyuanBackbone.from_pretrained(str(folder))
+
+
+@both
+def test_what_is_told_of_no_text_is_asked_for_once_and_in_full_precision(name: str) -> None:
+    backbone, asked = attentive(name), []
+    tell = backbone.tell
+    backbone.tell = lambda *given: asked.append(given) or tell(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = backbone.told()
+    again = tell(*asked[0])
+    settings = [backbone.settings()["text"] for _ in range(2)]
+    assert len(asked) == 1 and settings[0] == settings[1] == attentive(name).settings()["text"]
+    assert all(torch.equal(value, again[key]) for key, value in first.items())

@@ -284,6 +284,20 @@ def test_the_past_of_the_loss_does_not_know_the_future() -> None:
     assert not torch.allclose(shown[0][:, :, 2:], shown[1][:, :, 2:])
 
 
+@pytest.mark.parametrize("level", [0.25, None], ids=["low", "top"])
+def test_the_loss_alone_is_that_of_joint_and_costs_one_forward(level: float | None) -> None:
+    oracle, clips = Oracle(level), []
+    oracle.truth = 1 - CLIP  # it is wrong
+    denoise = oracle.denoise
+    oracle.denoise = lambda x, time, condition: clips.append(len(x)) or denoise(x, time, condition)
+    beside, after = oracle.joint(CLIP, 5, generator=generator(1))[1], generator(1)
+    torch.randn((1, 3, 4, 2, 3), generator=after)  # the noise of features, which are not wanted now
+    clips.clear()
+    alone = oracle.generative_loss(CLIP, 5, generator=after)
+    assert clips == [2] and float(alone) > 0.01
+    torch.testing.assert_close(alone, beside)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -300,5 +314,6 @@ def test_impossible_taps_and_levels_are_refused(wrong: dict, message: str) -> No
 
 
 def test_a_horizon_that_fills_no_map_is_refused_in_training() -> None:
-    with pytest.raises(ValueError, match="joint needs a multiple of 4 future frames, got 6; crop the clip"):
-        Oracle().joint(CLIP[:, :11], 5)
+    for ask in (Oracle().joint, Oracle().generative_loss):
+        with pytest.raises(ValueError, match="joint needs a multiple of 4 future frames, got 6; crop the clip"):
+            ask(CLIP[:, :11], 5)

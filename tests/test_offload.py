@@ -86,14 +86,27 @@ def test_one_block_of_the_denoiser_is_there_at_a_time_and_none_is_left(name: str
 
 
 @both
-def test_all_of_the_denoiser_is_sent_back_after_an_early_stop_and_after_a_failure(offload: str, monkeypatch) -> None:
-    backbone, sent = load("wan2.1-t2v-1.3b", offload), []
-    monkeypatch.setattr("backbones.latent.back_to_cpu", sent.append)
-    maps(backbone)
-    monkeypatch.setattr(type(backbone), "_answer", lambda *_: 1 / 0)
+@pytest.mark.parametrize("ends", ["early", "by a failure"])
+def test_all_of_the_denoiser_is_sent_back_however_a_forward_ends(ends: str, offload: str, monkeypatch) -> None:
+    backbone, seen = load("wan2.1-t2v-1.3b", offload), []
+    to = nn.Module.to
+
+    def moved(module: nn.Module, *args, **named) -> nn.Module:
+        if module is backbone.denoiser:
+            seen.append(f"to {torch.device(args[0]).type}")
+        return to(module, *args, **named)
+
+    def ran(*_) -> None:
+        seen.append("ran")
+        if ends == "by a failure" and seen.count("ran") == 2:  # while blocks are there
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(nn.Module, "to", moved)
+    for block in backbone.denoiser.blocks:
+        block.register_forward_hook(ran)
     with contextlib.suppress(ZeroDivisionError):
         maps(backbone)
-    assert sent == [backbone.denoiser, backbone.denoiser]
+    assert "ran" in seen and seen[-1] == "to cpu"
 
 
 @both

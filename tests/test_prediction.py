@@ -58,6 +58,13 @@ class Listener(VideoBackbone):
         return clip.mean()
 
 
+class Guided(Listener):
+    """One that can draw futures, so that a blank past serves."""
+
+    def sample(self, video, horizon, **_):
+        raise AssertionError("not asked for")
+
+
 # -------------------------------------------------------------------- batches
 
 
@@ -96,13 +103,19 @@ def test_clips_longer_than_any_episode_are_refused():
 
 
 def test_some_pasts_are_blank_and_the_future_never_is():
-    predictor, clip = VideoPredictor(Listener(), drop=0.5), torch.rand(64, 5, 3, 8, 8)
+    predictor, clip = VideoPredictor(Guided(), drop=0.5), torch.rand(64, 5, 3, 8, 8)
     torch.manual_seed(0)
     predictor(ClipBatch(clip, 2))
     seen = predictor.backbone.clip
     blank = (seen[:, :2] == 0.5).flatten(1).all(1)
     assert 0.3 < float(blank.float().mean()) < 0.7
     assert torch.equal(seen[~blank], clip[~blank]) and torch.equal(seen[:, 2:], clip[:, 2:])
+
+
+def test_no_past_is_blank_for_a_model_that_draws_no_future():
+    predictor, clip = VideoPredictor(Listener(), drop=0.9), torch.rand(64, 5, 3, 8, 8)
+    predictor(ClipBatch(clip, 2))
+    assert torch.equal(predictor.backbone.clip, clip)
 
 
 def test_a_model_without_generative_loss_is_refused():

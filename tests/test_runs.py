@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from para_video.runs import SETTINGS_FILE, command_line, output_folder, per_process, same_settings
+from backbones.mini import MiniVideo
+from para_video.runs import (
+    SETTINGS_FILE,
+    check_processes,
+    command_line,
+    output_folder,
+    per_process,
+    same_settings,
+    same_source,
+)
 from para_video.training import make_accelerator
 from pretrain.circles import CirclesConfig
 
@@ -18,6 +27,29 @@ def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(tmp_pa
         same_settings(tmp_path, CirclesConfig(), free=("workers",), accelerator=accelerator)
     assert (tmp_path / SETTINGS_FILE).read_bytes() == before
     assert json.loads(before)["processes"] == 1
+
+
+def test_several_processes_do_not_share_an_offloaded_model():
+    for offload in ("model", "blocks"):
+        with pytest.raises(ValueError, match=f"offload '{offload}' is for one process and there are 2, .* leave out \"offload\""):
+            check_processes({"source": "x", "device": "cuda", "offload": offload}, 2)
+        check_processes({"source": "x", "device": "cuda", "offload": offload}, 1)
+    check_processes({"offload": "none"}, 2)
+
+
+@pytest.mark.parametrize(("old", "source"), [(True, True), (True, False), (False, True)])
+def test_a_run_that_did_not_keep_its_source_goes_on_and_says_so_once(old, source, tmp_path, capsys):
+    """old: whether it has content. source: whether its backbone has weights from one."""
+    accelerator, backbone = make_accelerator("no"), MiniVideo(width=8, channels=8, depth=1)
+    backbone.origin = {"weight": "digest"} if source else None
+    same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+    if old:
+        (tmp_path / "training.safetensors").write_bytes(b"work")
+    said = []
+    for _ in range(2):
+        same_source(tmp_path, backbone, accelerator)
+        said.append(capsys.readouterr().err)
+    assert ("does not say on which weights this run began" in said[0]) == (old and source) and not said[1]
 
 
 def test_damaged_settings_are_named(tmp_path):

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from nbclient import NotebookClient
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,7 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
     assert list(figures["psnr_db"]) == ["copy", "sample", "mean", "expected"] and list(figures["ssim"]["mean"]) == ["1", "2", "3"]
     for name in ("model.safetensors", "config.json", "unseen-1-0.png", "psnr-2.png", "samples.png", "README.md"):
         assert (out / name).stat().st_size > 0
+    assert "moving things blur" in (out / "README.md").read_text()
     again = video.main(replace(config, resume=True))
     assert again["unseen"] == summary["unseen"]
     policy = PolicySpec("backbones.mini:MiniVideo", "para_video.heads:ParaHead", head_options={"spec": ReadoutSpec()}).build()
@@ -83,16 +85,18 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
 
 def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, tmp_path):
     config = video.VideoConfig(
-        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2), steps=4, batch_size=2, held_out=4, contexts=(1,),
-        horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
+        videos=own_videos, **tiny_options("wan2.1-i2v-14b", lora_rank=2, dtype="bfloat16"), steps=4, batch_size=2, held_out=4,
+        contexts=(1,), horizon=4, size=32, synthetic=0.0, out=tmp_path / "run",
     )  # fmt: skip
     summary = video.main(config)
     losses = summary["unseen_loss"]
     backbone = build_backbone("wan2.1-i2v-14b", **config.options).eval()
     assert losses["before"] == video.unseen_losses(config, VideoPredictor(backbone), video.own_videos(config)[1])
     assert losses["after"] != losses["before"] and summary["unseen"] == {}
-    assert f"| 1 | {losses['before']['1']:.4f} | {losses['after']['1']:.4f} |" in (tmp_path / "run" / "README.md").read_text()
-    assert all("lora_" in name for name in read_weights(tmp_path / "run"))
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| 1 | {losses['before']['1']:.4f} | {losses['after']['1']:.4f} |" in card and "blur" not in card
+    learnt = read_weights(tmp_path / "run")
+    assert all("lora_" in name and value.dtype == torch.float32 for name, value in learnt.items())
     taken, own = initialise(backbone_in_a_policy(config.options), tmp_path / "run")
     assert 0 < taken < own
     assert video.main(replace(config, resume=True))["unseen_loss"] == losses
@@ -108,6 +112,9 @@ def test_video_options_are_read_at_once_and_encoders_are_refused(own_videos, tmp
         video.VideoConfig(backbone_options="3")
     with pytest.raises(ValueError, match="Dinov2Backbone has no generative loss"):
         video.main(video.VideoConfig(videos=own_videos, **tiny_options("dinov2"), out=tmp_path / "run"))
+    half = tiny_options("wan2.1-i2v-14b", dtype="bfloat16")
+    with pytest.raises(ValueError, match='are bfloat16, .* load the backbone with "dtype": "float32".*"lora_rank"'):
+        video.main(video.VideoConfig(videos=own_videos, **half, out=tmp_path / "half"))
 
 
 def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, monkeypatch):
@@ -123,10 +130,19 @@ def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, mo
 
 def test_what_a_backbone_refuses_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "simulated", lambda *_, **__: pytest.fail("recorded"))
-    with pytest.raises(ValueError, match="multiple of 3 future frames, got 4"):
-        video.main(video.VideoConfig(horizon=4, out=tmp_path / "run"))
-    with pytest.raises(ValueError, match="9 observed frames; this backbone takes 1 to 8"):
-        video.main(video.VideoConfig(contexts=(9,), out=tmp_path / "other"))
+    wan = {"backbone": "wan2.1-i2v-14b", "contexts": (1,)}
+    for i, (options, message) in enumerate([
+        ({"horizon": 4}, "multiple of 3 future frames, got 4; .*; pass --horizon 6, or other --backbone-options"),
+        ({"contexts": (9,)}, "9 observed frames; this backbone takes 1 to 8.*; pass --contexts from 1 to 8"),
+        ({"size": 40}, r"\(40, 40\) must be a multiple of 16.*; pass --size 48"),
+        (wan | tiny_options("wan2.1-i2v-14b", max_horizon=8), "got 6; .*; pass --horizon 8, or"),
+        (wan | tiny_options("wan2.1-i2v-14b", max_horizon=4), "predicts 0 to 4 .*; pass --horizon 4, or"),
+        (tiny_options("svd", offload="model", device="cpu"), 'with "offload" .* no generative loss .*: leave it out of --backbone'),
+        (tiny_options("wan2.1-t2v-1.3b", truncate=True), 'with "truncate" .* no generative loss .*: leave it out of --backbone'),
+    ]):  # fmt: skip
+        with pytest.raises(ValueError, match=message) as told:
+            video.main(video.VideoConfig(**options, out=tmp_path / str(i)))
+        assert "\n" not in str(told.value)
 
 
 def test_a_video_shorter_than_a_clip_is_refused_at_once(own_videos, tmp_path):
@@ -304,6 +320,7 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("dinov2", {"context": 3}, "refuses: 3 observed frames; this backbone takes 1 to 2"),
         ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
         ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
+        ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
         ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "no/such/folder has no usable .* it is no local folder"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "tap": 3}'}, "cannot be built with the options .*'tap'"),
@@ -316,6 +333,16 @@ def test_what_a_loaded_model_refuses_is_told_before_anything_is_recorded(name, o
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
         robot.main(config)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("script", [robot, circles], ids=["robot", "circles"])
+def test_an_offloaded_model_is_for_one_process(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr("para_video.checkpoint.build_backbone", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(robot, "build_backbone", lambda *_, **__: pytest.fail("loaded"))
+    kind = {robot: robot.RobotConfig, circles: circles.CirclesConfig}[script]
+    with pytest.raises(ValueError, match="offload 'blocks' is for one process and there are 2"):
+        script.main(kind(**tiny_options("svd", offload="blocks", device="cpu"), train="heads", out=tmp_path / "run"))
 
 
 def test_circles_are_found_on_a_frozen_loaded_model(tmp_path):

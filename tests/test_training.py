@@ -17,7 +17,16 @@ from para_video.batches import CircleBatches
 from para_video.circles import CircleVideos
 from para_video.heads import ParaHead
 from para_video.readout import ReadoutSpec
-from para_video.training import STATE_FILE, FitConfig, LossBalance, fit, learning_rate_factor, make_accelerator, write_atomically
+from para_video.training import (
+    STATE_FILE,
+    FitConfig,
+    LossBalance,
+    check_precision,
+    fit,
+    learning_rate_factor,
+    make_accelerator,
+    write_atomically,
+)
 
 
 def tiny_policy() -> VideoPolicy:
@@ -95,6 +104,18 @@ def test_training_moves_the_weights_and_returns_their_average(tmp_path):
     assert not torch.equal(before["head.kernel.weight"], policy.head.kernel.weight)
     assert torch.equal(saved["average/head.kernel.weight"], policy.head.kernel.weight)
     assert not torch.equal(saved["weights/head.kernel.weight"], policy.head.kernel.weight)
+
+
+def test_weights_that_learn_in_half_precision_are_refused_and_frozen_ones_are_not():
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, "float16")):
+        policy = tiny_policy()
+        policy.backbone.to(dtype)
+        with pytest.raises(ValueError, match=rf"backbone\.\S+ and \d+ more weights are {name}.*\"float32\".*\"lora_rank\"") as told:
+            fit(policy, batches, CONFIG)
+        assert "\n" not in str(told.value)
+    frozen = VideoPolicy(tiny_policy().backbone, tiny_policy().head, (1.0, 2.0), frozen=True)
+    frozen.backbone.stem.to(torch.bfloat16)
+    check_precision(frozen)
 
 
 def test_a_frozen_backbone_stays(tmp_path):

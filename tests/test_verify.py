@@ -43,6 +43,15 @@ class Late(Mended):
         return replace(found, times=found.times + 1, spans=found.spans + 1)
 
 
+class Filled(Mended):
+    """Keeps a map of copies of the first frame, which ends before that begins."""
+
+    def mend(self, found, video):
+        span = torch.tensor([[1.0, 0.0]]) - video.shape[1]
+        maps = torch.cat([found.maps[:, :1], found.maps], 1)
+        return replace(found, maps=maps, times=torch.cat([span.mean(-1), found.times]), spans=torch.cat([span, found.spans]))
+
+
 class Forgetful(Mended):
     """Without the map of the present."""
 
@@ -136,6 +145,13 @@ class Moody(Mended):
         return super().joint(clip, observed, **{**options, "generator": None})
 
 
+class MoodyAlone(Mended):
+    """Another that none reaches, where no features are wanted."""
+
+    def generative_loss(self, clip, observed, *, generator=None):
+        return super().generative_loss(clip, observed)
+
+
 class InPlace(VideoBackbone):
     """An image model whose layer after the tap works in place: early stop gives other features than the whole forward."""
 
@@ -156,6 +172,7 @@ class InPlace(VideoBackbone):
 BROKEN = {
     Narrow: ("outputs_as_declared", "declared 12 channels"),
     Late: ("frames_in_order", "the first map begins at 0, not -0|the first map begins at 1, not 0"),
+    Filled: ("frames_in_order", "maps of no frame are among the spans"),
     Forgetful: ("earlier_maps_left_out", "no map describes frame 0"),
     Shuffled: ("changes_in_place", "should change cell"),
     Backward: ("changes_in_time", "frame 0 changes the map of frames -2 to -2 most"),
@@ -169,6 +186,7 @@ BROKEN = {
     Leaking: ("the_future_stays_out", "it leaks"),
     Apart: ("joint_gives_the_features", "not those of the observed frames"),
     Moody: ("the_loss_is_seeded", "gave the same loss|gave the losses"),
+    MoodyAlone: ("the_loss_is_seeded", "gave the same loss|gave the losses"),
     InPlace: ("early_stop_is_exact", "the whole forward are others"),
 }
 """The check that sees what is wrong, and what it says."""
