@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -65,9 +66,10 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     spec, kind = row["spec"], backbone_class(row["name"])
     adapters = [base for base in kind.__mro__ if issubclass(base, VideoBackbone) and base is not VideoBackbone]
     loaders = [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]
+    functions: list[Callable[..., Any]] = [*loaders, kind]
     options = {
         name: parameter.default
-        for function in (*loaders, kind)
+        for function in functions
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default is not parameter.empty
     }

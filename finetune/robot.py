@@ -160,6 +160,9 @@ class RobotConfig:
     """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Render shadows and reflections (four times slower)."""
+    repaint: float = 0.0
+    """Probability that a large surface of one colour (table, wall, arm) is painted anew in a training clip, for every policy. Try
+    0.5 where policies are to act in other surroundings; it takes more demonstrations and steps."""
     seed: int = 0
     """Of weights and training batches."""
     out: Path | None = None
@@ -185,6 +188,8 @@ class RobotConfig:
                 raise ValueError(f"{name} must be positive, got {rate}; leave it out for the default")
         if self.video_steps < 0 or self.copies < 1:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
+        if not 0 <= self.repaint <= 1:
+            raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
         self.views, self.options, self.para_options  # noqa: B018 - to parse them at once
@@ -396,7 +401,8 @@ def training_batches(
     the seconds that these took, which count for every policy that uses them."""
     schedule = spec.schedule
     options: dict[str, Any] = {
-        "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context, "augmentation": Augmentation(),
+        "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context,
+        "augmentation": Augmentation(repaint=config.repaint),
         "future": shown_future(policy.backbone, max(spec.times)) if config.train == "joint" else 0,
     }  # fmt: skip
     if config.train != "heads":

@@ -53,8 +53,9 @@ class Palette:
         rng = np.random.default_rng(0)
         pixels = np.concatenate([frame.reshape(-1, 3) for frame in frames])
         pixels = pixels[rng.integers(len(pixels), size=SAMPLED)]
-        centres, found = kmeans2(_colour_space(pixels), CENTRES, minit="++", rng=rng)
-        centres = centres[np.bincount(found, minlength=CENTRES) > 0]
+        count = min(CENTRES, len(np.unique(pixels, axis=0)))
+        centres, found = kmeans2(_colour_space(pixels), count, minit="++", rng=rng)
+        centres = centres[np.bincount(found, minlength=count) > 0]
         joined = fcluster(linkage(centres, "average"), JOINED, "distance") if len(centres) > 1 else np.ones(1)
         levels = np.arange(0, 256, 1 << _BITS, dtype=np.uint8) + (1 << _BITS >> 1)
         colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1)

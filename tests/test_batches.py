@@ -161,3 +161,11 @@ def test_patches_come_from_other_demonstrations_and_keep_away_from_the_gripper()
 def replace_augmentation(data: DemoBatches, augmentation: Augmentation | None) -> DemoBatches:
     """The same draws with another augmentation."""
     return DemoBatches(data.demos, batch_size=data.batch_size, chunk=data.chunk, stride=data.stride, augmentation=augmentation)
+
+
+def test_repainting_follows_the_clip_and_leaves_labels_and_robot() -> None:
+    plain, painted = (batches(replace(GEOMETRY, repaint=p), context=3)[5] for p in (0.0, 1.0))
+    torch.testing.assert_close(painted.targets.pixels, plain.targets.pixels)
+    torch.testing.assert_close(painted.state.position, plain.state.position)
+    assert (painted.clip - plain.clip).abs().mean() > 0.05, "black is a surface too"
+    same(painted, batches(replace(GEOMETRY, repaint=1.0), context=3)[5])
