@@ -90,8 +90,9 @@ class VideoConfig:
     """Peak learning rate; it suits mini, and models with a source want less."""
     drop: float = 0.1
     """Share of training clips whose observed frames are blank, for guidance, where the backbone can draw futures."""
-    draw: bool = True
-    """One linear layer has to draw all frames from the maps that heads read, so that these know how things at rest look."""
+    draw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Have one linear layer draw all frames from the maps that heads read too, so that these know how things at rest look; takes
+    twice the time."""
     contexts: tuple[int, ...] = (1, 1, 2, 4)
     """Numbers of observed frames, one of which is drawn for each batch."""
     horizon: int = 6
