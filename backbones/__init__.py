@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from para_video import checkpoint
 from para_video.features import VideoBackbone, import_class
@@ -89,9 +86,8 @@ def catalogue_entry(name: str) -> Entry:
     """
     entry = CATALOGUE.get(name) or Entry(name)
     if ":" not in entry.target:
-        low = name.lower()
-        near = [known for known in CATALOGUE if low and known.startswith(low)] or get_close_matches(low, CATALOGUE, n=1)
-        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        near = get_close_matches(name, CATALOGUE, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown backbone {name!r}; {meant}python -m backbones lists all, or write 'package.module:Class'")
     return entry
 
@@ -140,23 +136,7 @@ def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict
         raise ValueError(f'options of a backbone are a JSON object such as {{"scale": 2}}, got {options!r}') from error
     if "source" in given and Path(given["source"]).is_dir():
         given["source"] = str(Path(given["source"]).resolve())  # where a saved policy looks for it
-    _check(given)
     return given if source is None else {"source": source, **given}
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    """Refuse what libraries would take, or refuse without naming it. Raises ValueError."""
-    for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"option {name!r} must be a finite number, got {value}")
-    if not (isinstance(rank := options.get("lora_rank", 0), int) and rank >= 0):
-        raise ValueError(f"option 'lora_rank' must be a whole number from 0 on, got {rank!r}")
-    taps = options.get("taps") or ()
-    if isinstance(taps, str) or len(set(taps)) < len(taps):
-        meant = [taps] if isinstance(taps, str) else list(dict.fromkeys(taps))
-        raise ValueError(f"option 'taps' is a list of names, each once, got {taps!r}; did you mean {meant}?")
-    if (device := options.get("device")) is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"option 'device' is {device!r} and this torch sees no GPU; leave it out, or install a torch with CUDA")
 
 
 def build_backbone(name: str, **options: Any) -> VideoBackbone:

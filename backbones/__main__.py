@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +21,6 @@ from rich.table import Table
 
 from backbones import CATALOGUE, backbone_class, catalogue_entry
 from backbones.catalogue import FAMILIES, LEGEND, TITLES, UNKNOWN, billions, line, memory, remedy, rows
-from para_video.checkpoint import known_options
 from para_video.features import VideoBackbone
 from para_video.runs import command_line
 
@@ -64,10 +64,15 @@ def table(found: list[dict[str, Any]], family: str) -> Table:
 def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one backbone, and what its class says of itself."""
     spec, kind = row["spec"], backbone_class(row["name"])
-    loaders = [
-        vars(base)["from_pretrained"] for base in kind.__mro__ if base is not VideoBackbone and "from_pretrained" in vars(base)
-    ]
-    options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
+    adapters = [base for base in kind.__mro__ if issubclass(base, VideoBackbone) and base is not VideoBackbone]
+    loaders = [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]
+    functions: list[Callable[..., Any]] = [*loaders, kind]
+    options = {
+        name: parameter.default
+        for function in functions
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    }
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
     low, high = spec["contexts"]
     return [

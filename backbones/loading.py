@@ -16,7 +16,6 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
@@ -44,7 +43,7 @@ class Source:
     blocks: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16", "float16"):
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"unknown dtype {self.dtype!r}; choose float32, bfloat16 or float16")
 
     def first_blocks(self) -> dict[str, int]:
@@ -89,11 +88,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         raise FileNotFoundError(
             f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
         ) from error
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {where} are damaged ({error}); download them again") from error
     except OSError as error:
-        if "unable to load weights" in str(error).lower():  # what diffusers makes of a damaged file
-            raise ValueError(f"the weights of {where} are damaged; download them again") from error
         absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:

@@ -7,11 +7,9 @@ where they come from, and by a fingerprint which ones they were; text encoders a
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,12 +80,6 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
         FileNotFoundError, ImportError: as of `from_pretrained`.
     """
     kind: Any = _import(target, VideoBackbone, trusted)
-    known = known_options(kind)
-    if unknown := [name for name in options if name not in (*known, "source")]:
-        near = get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        takes = ", ".join(name for name, default in known.items() if default is not inspect.Parameter.empty)
-        raise ValueError(f"{target} cannot be built with the options {unknown}: {hint}it takes {takes}")
     try:
         if "source" not in options:
             return kind(**options)
@@ -98,14 +90,6 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
         raise ValueError(f"{target} cannot be built with the options {sorted(options)}: {error}{hint}") from error
     backbone.origin = {name: digest for name, digest in weight_digests(backbone).items() if "lora_" not in name}
     return backbone
-
-
-def known_options(kind: Any) -> dict[str, Any]:
-    """What a kind of backbone can be built with, by name with defaults (`inspect.Parameter.empty` where there is none): what it can
-    be loaded with, if it can, and what its constructor takes."""
-    loaders = [base.from_pretrained for base in kind.__mro__ if base is not VideoBackbone and "from_pretrained" in vars(base)]
-    parameters = [parameter for function in (*loaders, kind) for parameter in inspect.signature(function).parameters.values()]
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
 
 
 def weight_digests(module: nn.Module) -> dict[str, str]:
