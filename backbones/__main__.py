@@ -1,8 +1,10 @@
 """The backbones that have a name, or what is known of one of them.
 
-python -m backbones
-python -m backbones --family image
-python -m backbones svd
+For example:
+
+    python -m backbones
+    python -m backbones --family image
+    python -m backbones svd
 """
 
 from __future__ import annotations
