@@ -86,8 +86,10 @@ def catalogue_entry(name: str) -> Entry:
     """
     entry = CATALOGUE.get(name) or Entry(name)
     if ":" not in entry.target:
-        near = get_close_matches(name, CATALOGUE, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
+        lower = name.lower()
+        family = [known for known in CATALOGUE if lower and known.startswith(lower)]
+        near = [lower] if lower in CATALOGUE else family or get_close_matches(lower, CATALOGUE, n=1)
+        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(f"unknown backbone {name!r}; {meant}python -m backbones lists all, or write 'package.module:Class'")
     return entry
 

@@ -1,15 +1,16 @@
 """The backbones that have a name, or what is known of one of them.
 
-python -m backbones
-python -m backbones --family image
-python -m backbones svd
+For example:
+
+    python -m backbones
+    python -m backbones --family image
+    python -m backbones svd
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from backbones import CATALOGUE, backbone_class, catalogue_entry
 from backbones.catalogue import FAMILIES, LEGEND, TITLES, UNKNOWN, billions, line, memory, remedy, rows
-from para_video.features import VideoBackbone
+from para_video.checkpoint import known_options, loaders
 from para_video.runs import command_line
 
 LEAST_WIDTH = 124
@@ -64,15 +65,7 @@ def table(found: list[dict[str, Any]], family: str) -> Table:
 def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one backbone, and what its class says of itself."""
     spec, kind = row["spec"], backbone_class(row["name"])
-    adapters = [base for base in kind.__mro__ if issubclass(base, VideoBackbone) and base is not VideoBackbone]
-    loaders = [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]
-    functions: list[Callable[..., Any]] = [*loaders, kind]
-    options = {
-        name: parameter.default
-        for function in functions
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty
-    }
+    options = known_options(kind)
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
     low, high = spec["contexts"]
     return [
@@ -92,7 +85,7 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
         ("frames", f"{low} to {high} observed, up to {spec['max_horizon']} future; {sides}"),
         ("generative loss", "yes" if spec["generative"] else "no"),
         ("options", ", ".join(f"{name}={value!r}" for name, value in options.items())),
-        *(("loading says", inspect.getdoc(loader) or "") for loader in loaders),
+        *(("loading says", inspect.getdoc(loader) or "") for loader in loaders(kind)),
         ("class says", inspect.getdoc(kind) or ""),
     ]
 

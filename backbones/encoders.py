@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as library_log
 
 from backbones.attention import check_attention, set_encoder_attention
-from backbones.loading import Source, configs, insert_lora, load_part
+from backbones.loading import Source, check_loading, configs, did_you_mean, insert_lora, load_part
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,7 +76,7 @@ class EncoderBackbone(VideoBackbone):
         known = [f"{self.blocks}.{i}" for i in range(len(model.get_submodule(self.blocks)))]  # type: ignore[arg-type]  # a list
         known += [name for name, _ in model.named_modules() if name == self.norm]
         if unknown := [tap for tap in taps if tap not in known]:
-            raise ValueError(f"unknown taps {unknown}; {type(model).__name__} has {known}")
+            raise ValueError(f"unknown taps {unknown}; {type(model).__name__} has {known}{did_you_mean(unknown, known)}")
         if not taps or not scale > 0:
             raise ValueError(f"taps must not be empty and scale must be positive; got {list(taps)} and {scale}")
         self.multiple, self.most, self.clip, self.cell_sizes = multiple, most, clip, [self.tap_shape(tap)[1] for tap in taps]
@@ -113,10 +113,11 @@ class EncoderBackbone(VideoBackbone):
                 it to the library. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part`; or weights are missing, or the model knows no LoRA, no checkpointing or
-                not this attention.
+            FileNotFoundError, ValueError: see `load_part` and `check_loading`; or weights are missing, or the model knows no LoRA,
+                no checkpointing or not this attention.
             ImportError: a package is needed that is not installed.
         """
+        check_loading(device, lora_rank, options.get("taps"))
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)
         model, missing = cls.load_model(Source(source, revision, dtype), options.get("taps"))

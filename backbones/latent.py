@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.attention import check_attention, set_denoiser_attention
-from backbones.loading import Config, Source, configs, insert_lora, load_part
+from backbones.loading import Config, Source, check_loading, configs, did_you_mean, insert_lora, load_part
 from backbones.offload import Offload, back_to_cpu, check_offload, offload_parts
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
 
@@ -282,7 +282,8 @@ def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, *s
     blocks = [f"{stack}.{i}" for stack, count in counts.items() for i in range(count)]
     taps = (blocks[int(depth * len(blocks))],) if taps is None else tuple(taps)
     if unknown := sorted(set(taps) - set(blocks)):
-        raise ValueError(f"unknown taps {unknown}; choose from " + ", ".join(f"{s}.0-{n - 1}" for s, n in counts.items()))
+        choices = ", ".join(f"{s}.0-{n - 1}" for s, n in counts.items())
+        raise ValueError(f"unknown taps {unknown}; choose from {choices}{did_you_mean(unknown, blocks)}")
     return taps
 
 
@@ -371,7 +372,8 @@ class LatentVideoBackbone(VideoBackbone):
             )
         known = dict(denoiser.named_modules())
         if unknown := [tap for tap in taps if tap not in known]:
-            raise ValueError(f"unknown taps {unknown}; {type(denoiser).__name__} has {[k for k in known if k.count('.') == 1]}")
+            blocks = [k for k in known if k.count(".") == 1]
+            raise ValueError(f"unknown taps {unknown}; {type(denoiser).__name__} has {blocks}{did_you_mean(unknown, known)}")
         self.denoiser, self.vae = denoiser, vae
         self.process, self.taps, self.level, self.denoising_steps, self.ratio = process, tuple(taps), level, denoising_steps, ratio
         self.spec = FeatureSpec(
@@ -410,9 +412,10 @@ class LatentVideoBackbone(VideoBackbone):
                 and most time, and the other parts always. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part`, `check_attention` and `check_offload`. ImportError: peft or xformers is
-                asked for and not installed.
+            FileNotFoundError, ValueError: see `load_part`, `check_loading`, `check_attention` and `check_offload`.
+            ImportError: peft or xformers is asked for and not installed.
         """
+        check_loading(device, lora_rank, options.get("taps"))
         cls.check_choices(
             device=device, truncate=truncate, lora_rank=lora_rank, gradient_checkpointing=gradient_checkpointing,
             attention=attention, offload=offload,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -16,6 +18,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
@@ -23,6 +26,8 @@ from transformers.utils import cached_file
 from backbones.catalogue import installed
 
 P = TypeVar("P")
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Source:
     blocks: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+        if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; choose float32, bfloat16 or float16")
 
     def first_blocks(self) -> dict[str, int]:
@@ -62,6 +67,8 @@ class Config(dict[str, Any]):
                 path = Path(hf_hub_download(name, file, subfolder=subfolder or None, revision=revision))
             except HFValidationError as error:  # a mistyped folder is no hub id either
                 raise OSError(str(error)) from error
+        if not path.is_file():
+            raise FileNotFoundError(_absence(file, source=name, subfolder=subfolder))
         return cls(json.loads(path.read_text()))
 
 
@@ -69,14 +76,20 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
     """One part of a model, a module, a tokenizer or a scheduler, by the `from_pretrained` of its library; weights from safetensors.
 
     Raises:
-        FileNotFoundError: it is nowhere, gated, or cannot be reached. ValueError: its files are damaged or of another kind.
+        FileNotFoundError: it is nowhere, gated, or cannot be reached, or a folder is of another kind of model.
+        ValueError: its files are damaged or of another kind.
         ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
+    local = Path(source.name).is_dir()
+    if not local and (source.name.startswith((".", "/", "~")) or source.name.count("/") > 1):  # no id of a hub looks like that
+        raise FileNotFoundError(f"there is no folder {source.name}: mend the path, or give a model's name on the hub")
     if issubclass(kind, (nn.Module, AutoModel)):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
         _check_vocabulary(kind, source, subfolder)
+        if local and issubclass(kind, (nn.Module, AutoModel)):
+            _check_config(source, subfolder)
         return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
             source.name, subfolder=subfolder, revision=source.revision, **options
         )
@@ -84,12 +97,16 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(f"there is no model {source.name} on the hub, nor a folder of that name") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
-        ) from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {where} are damaged ({error}): download them again") from error
     except OSError as error:
-        absent = "" if Path(source.name).is_dir() else "; it is no local folder and the hub did not give it"
+        if "Unable to load weights" in str(error):  # so diffusers says that it cannot read a file that is there
+            raise ValueError(f"the weights of {where} are damaged: download them again") from error
+        if not local and _unreached(error):
+            raise FileNotFoundError(
+                f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
+            ) from error
+        absent = "" if local else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
         told = str(error).lower()
@@ -98,7 +115,72 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         # transformers asks for tiktoken where sentencepiece cannot read a file
         if isinstance(error, ImportError) and "tiktoken" not in told:
             raise
-        raise ValueError(f"{where} does not load as {kind.__name__}: {str(error).splitlines()[0]}; download it again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        found = _read_config(Path(source.name, subfolder)).get("_class_name", kind.__name__)
+        remedy = "download it again" if found == kind.__name__ else f"it is of another kind of model, of class {found}"
+        raise ValueError(f"{where} does not load as {kind.__name__}: {reason}; {remedy}") from error
+
+
+def _unreached(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that there is no way to the hub: libraries wrap it in words of their own."""
+    while error is not None:
+        if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """What config.json of a local folder says; nothing, where there is none that can be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_config(source: Source, subfolder: str) -> None:
+    """Without the part's folder diffusers quietly reads the folder above, and transformers does not say what it misses."""
+    if not Path(source.name, subfolder, "config.json").is_file():
+        raise FileNotFoundError(_absence("config.json", source=source.name, subfolder=subfolder))
+
+
+def _absence(file: str, *, source: str, subfolder: str) -> str:
+    """What a local folder is, where it lacks a file."""
+    folder, wanted = Path(source), f"{subfolder}/{file}".lstrip("/")
+    if part := _read_config(folder).get("_class_name"):
+        return f"{folder} is one part of a model, a {part}; pass the folder that holds it, such as {folder.resolve().parent}"
+    if subfolder and (folder / subfolder).is_dir():
+        return f"there is no {wanted}; download it again"
+    held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    return f"{wanted} is expected there, and the folder holds {held}: it is of another kind of model, or not whole"
+
+
+def did_you_mean(names: Iterable[str], known: Iterable[str]) -> str:
+    """The end of a message about unknown names: the nearest of the known ones, if any is near."""
+    known = list(known)
+    near = list(dict.fromkeys(match for name in names for match in get_close_matches(str(name), known, n=1)))
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def check_loading(device: str | None, lora_rank: int, taps: Sequence[str] | None) -> None:
+    """Refuse options of any `from_pretrained` before anything is loaded.
+
+    Raises:
+        ValueError: a device that is not there, a rank below 0, or taps that are no list of different names.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"there is no device {device!r} here; choose from {there}") from error
+    if lora_rank < 0:
+        raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
+    if isinstance(taps, str):
+        raise ValueError(f"taps is a list of names, such as [{taps!r}]; got the text {taps!r}")
+    if taps is not None and len(set(taps)) < len(taps):
+        raise ValueError(f"each tap is named once; got {list(taps)}")
 
 
 def configs(module: nn.Module) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from backbones.clip import clip_pixels
 from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline
-from backbones.loading import Source, load_part
+from backbones.loading import Source, did_you_mean, load_part
 
 MOTION_BUCKET = 127.0
 
@@ -106,7 +106,9 @@ def unet_tap(tap: str, widths: Sequence[int]) -> tuple[int, int]:
     if tap == "mid_block":
         return widths[-1], 2 ** (n - 1)
     if kind not in ("down_blocks", "up_blocks") or not index.isdigit() or int(index) >= n:
-        raise ValueError(f"unknown tap {tap!r}; choose from mid_block, down_blocks.0-{n - 1}, up_blocks.0-{n - 1}")
+        known = ["mid_block", *(f"{part}_blocks.{i}" for part in ("down", "up") for i in range(n))]
+        choices = f"mid_block, down_blocks.0-{n - 1}, up_blocks.0-{n - 1}"
+        raise ValueError(f"unknown tap {tap!r}; choose from {choices}{did_you_mean([tap], known)}")
     i = int(index)
     if kind == "down_blocks":
         return widths[i], 2 ** min(i + 1, n - 1)

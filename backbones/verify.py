@@ -219,8 +219,9 @@ def main(config: VerifyConfig) -> Row:
         if "bits" in other.get("fingerprint", {}) and "bits" in row["fingerprint"]:
             apart = bits_apart(row["fingerprint"]["bits"], other["fingerprint"]["bits"])
             console.print(f"{apart} of {BITS} bits from the row of {other['device']}, {other['options']}", markup=False)
-    kept = len(row["verdicts"]) - len(wrong)
-    console.print(f"{kept} of {len(row['verdicts'])} promises kept or not checked; the row is in {config.out}", markup=False)
+    kept, made = list(row["verdicts"].values()).count("ok"), len(row["verdicts"])
+    unchecked = made - kept - len(wrong)
+    console.print(f"{kept} of {made} promises kept, {unchecked} not checked; the row is in {config.out}", markup=False)
     if wrong:
         raise RuntimeError(f"{config.name} does not keep {len(wrong)} of {len(row['verdicts'])} promises: {', '.join(wrong)}")
     if "ok" not in row["verdicts"].values():

@@ -7,9 +7,12 @@ where they come from, and by a fingerprint which ones they were; text encoders a
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -76,9 +79,12 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
     the weights that it has from there.
 
     Raises:
-        ValueError: as of `PolicySpec.build`, or options that it does not know or lacks.
+        ValueError: as of `PolicySpec.build`, or options that it does not know or lacks, or numbers that are not finite.
         FileNotFoundError, ImportError: as of `from_pretrained`.
     """
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
     kind: Any = _import(target, VideoBackbone, trusted)
     try:
         if "source" not in options:
@@ -86,10 +92,31 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
         with torch.random.fork_rng(devices=[]):  # a head's weights are the same beside a backbone that was there before
             backbone = kind.from_pretrained(**options)
     except TypeError as error:
-        hint = "" if "source" in options else '; a model with pretrained weights needs a "source" among them'
+        known = known_options(kind)
+        near = [match for name in options if name not in known for match in get_close_matches(name, known, n=1)]
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = f"; it knows {sorted(known)}" + hint if set(options) - {"source", *known} else ""
+        if "source" not in options and loaders(kind):
+            hint += '; a model with pretrained weights needs a "source" among them'
         raise ValueError(f"{target} cannot be built with the options {sorted(options)}: {error}{hint}") from error
     backbone.origin = {name: digest for name, digest in weight_digests(backbone).items() if "lora_" not in name}
     return backbone
+
+
+def known_options(kind: type[VideoBackbone]) -> dict[str, Any]:
+    """Options of a backbone that may be left out, with what they are then: of its `from_pretrained`, if any, and constructor."""
+    return {
+        name: parameter.default
+        for function in (*loaders(kind), kind)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+
+
+def loaders(kind: type[VideoBackbone]) -> list[Any]:
+    """Each `from_pretrained` that a backbone's class and those above it define."""
+    adapters = [base for base in kind.__mro__ if issubclass(base, VideoBackbone) and base is not VideoBackbone]
+    return [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]  # type: ignore[attr-defined]
 
 
 def weight_digests(module: nn.Module) -> dict[str, str]:

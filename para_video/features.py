@@ -52,6 +52,8 @@ class FeatureSpec:
         if not low <= video.shape[1] <= high:
             raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
         if not 0 <= horizon <= self.max_horizon:
+            if not self.max_horizon:
+                raise ValueError(f"horizon {horizon}; this backbone does not predict future frames: leave horizon at 0")
             raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames")
         if any(side % self.size_multiple for side in video.shape[-2:]):
             raise ValueError(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from backbones import CATALOGUE, catalogue
+from backbones import __main__ as listing
 from backbones.__main__ import ListConfig, main
 from backbones.catalogue import FACTS, billions, line, memory, remedy, rows, state
+from para_video.runs import command_line
 from tests.published import published, text_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +99,14 @@ def test_one_backbone_is_told_with_its_options(capsys: pytest.CaptureFixture) ->
     shown = capsys.readouterr().out
     assert "base='stable" in shown and "offload='none'" in shown, "its own and those of all that draw futures"
     assert "base: hub id" in shown and "offload: for frozen use" in shown
+
+
+def test_help_shows_each_example_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["backbones", "--help"])
+    with pytest.raises(SystemExit):
+        command_line(main, ListConfig, listing.__doc__ or "")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "python -m backbones" in lines and "python -m backbones svd" in lines
 
 
 def test_unknown_names_and_families_are_refused() -> None:

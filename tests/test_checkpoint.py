@@ -180,7 +180,7 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
     moved = build_backbone("dinov2", source=str(saved("dinov2")), **TINY["dinov2"].options)
     assert torch.equal(heat(load_policy(tmp_path / "policy", backbone=moved)[0]), heat(policy))
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError, match="has no usable AutoModel; it is no local folder|cannot be reached"):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_policy(tmp_path / "policy")
 
 

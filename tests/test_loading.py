@@ -1,14 +1,17 @@
-"""Layers of LoRA beside loaded weights, whatever the precision of these."""
+"""Layers of LoRA beside loaded weights, whatever the precision of these; and what is told of sources and options that do not do."""
+
+import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from backbones import backbone_class
+from backbones import backbone_class, build_backbone
 from para_video.features import VideoBackbone
 from tests.tiny_models import TINY, saved
 
-pytest.importorskip("peft", reason="needs the extra `lora`")
 KINDS = ("svd", "wan2.1-t2v-1.3b", "hunyuan-i2v", "mochi", "vjepa2-large", "timesformer", "dinov2", "dinov3-convnext")
 
 
@@ -23,6 +26,7 @@ def maps(backbone: VideoBackbone) -> Tensor:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_layers_of_lora_learn_in_full_precision_beside_weights_in_half(name: str) -> None:
+    pytest.importorskip("peft", reason="needs the extra `lora`")
     plain, backbone = load(name, dtype="bfloat16"), load(name, dtype="bfloat16", lora_rank=2)
     trained = {key: p for key, p in backbone.named_parameters() if p.requires_grad}
     assert trained and {p.dtype for p in trained.values()} == {torch.float32}
@@ -36,3 +40,90 @@ def test_layers_of_lora_learn_in_full_precision_beside_weights_in_half(name: str
             maps(backbone).square().mean().backward()
         reached = [p.grad is not None and bool(p.grad.any()) for key, p in trained.items() if "lora_B" in key]
         assert sum(reached) > 0 and all(p.grad is None or p.grad.dtype == torch.float32 for p in trained.values())
+
+
+@pytest.mark.parametrize(("name", "part"), [("svd", "unet"), ("svd", "image_encoder"), ("dinov2", "")])
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_weights_are_told_from_absent_ones(name: str, part: str, cut: bool, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved(name), tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] if cut else bytes([255]) * len(data))
+    with pytest.raises(ValueError, match=rf"the weights of {folder / part} are damaged.*: download them again"):
+        build_backbone(name, source=str(folder))
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="has no usable"):
+        build_backbone(name, source=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "part", "message"),
+    [
+        ("svd", "svd", "unet", "is one part of a model, a UNetSpatio.*; pass the folder that holds it, such as"),
+        ("wan2.1-t2v-1.3b", "wan2.1-t2v-1.3b", "transformer", "is one part of a model, a WanTransformer3DModel; pass the folder"),
+        ("dinov2", "svd", "", r"[^/]config.json is expected there, and the folder holds image_encoder, unet, vae: .* another kind"),
+        ("wan2.1-t2v-1.3b", "svd", "", "model_index.json is expected there, and the folder holds image_encoder, unet, vae"),
+        ("svd", "dinov2", "", "unet/config.json is expected there, and the folder holds config.json, model.safetensors"),
+        ("ltx", "wan2.1-t2v-1.3b", "", "it is of another kind of model, of class AutoencoderKLWan"),
+    ],
+)
+def test_a_folder_of_another_kind_of_model_is_said_to_be_one(name: str, other: str, part: str, message: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=message) as told:
+        build_backbone(name, source=str(saved(other) / part))
+    assert "download it again" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("svd", {"dtype": "int8"}, "unknown dtype 'int8'; choose float32, bfloat16 or float16"),
+        ("svd", {"fps": math.nan}, "fps must be a finite number, got nan"),
+        ("svd", {"lora_rank": math.nan}, "lora_rank must be a finite number"),
+        ("svd", {"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
+        ("dinov2", {"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
+        ("dinov2", {"scale": math.inf}, "scale must be a finite number, got inf"),
+        ("svd", {"device": "cudda"}, r"there is no device 'cudda' here; choose from \['cpu'"),
+        ("svd", {"device": "cuda:99", "offload": "model"}, "there is no device 'cuda:99' here"),
+        ("svd", {"taps": "mid_block"}, r"taps is a list of names, such as \['mid_block'\]"),
+        ("dinov2", {"taps": ["layernorm", "layernorm"]}, "each tap is named once"),
+        ("svd", {"taps": ["mid_blok"]}, "unknown tap 'mid_blok'; .*; did you mean 'mid_block'?"),
+        ("dinov2", {"taps": ["layernom"]}, r"unknown taps \['layernom'\]; .*; did you mean 'layernorm'?"),
+        ("svd", {"tapps": []}, r"unexpected keyword argument 'tapps'; it knows \['attention', .*; did you mean 'taps'?"),
+    ],
+)
+def test_options_that_do_not_do_are_refused_by_name(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_backbone(name, source=str(saved(name)), **options)
+
+
+def test_a_backbone_without_a_source_is_not_said_to_need_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'tap'") as told:
+        build_backbone("mini-random", tapp=3)
+    assert "source" not in str(told.value)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("SVD", "did you mean 'svd'?"), ("wan", "'wan2.1-t2v-1.3b' or 'wan2.1-t2v-14b' or")])
+def test_names_in_other_case_and_of_families_lead_to_those_of_the_catalogue(name: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown backbone '{name}'; .*{meant}"):
+        build_backbone(name)
+
+
+@pytest.mark.parametrize("source", ["./svd", "/no/svd", "~/svd", "models/of/svd"])
+def test_a_mistyped_folder_is_not_asked_of_the_hub(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {source}"):
+        build_backbone("svd", source=source)
+
+
+@pytest.mark.parametrize("name", ["svd", "wan2.1-t2v-1.3b", "dinov2"])
+def test_without_a_network_every_library_says_so_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match=r"models/none\S* is not on this machine and the hub cannot be reached: download it"
+    ):
+        build_backbone(name, source="models/none")
+
+
+def test_a_model_that_does_not_predict_says_so() -> None:
+    backbone = load("dinov2")
+    with pytest.raises(ValueError, match="horizon 4; this backbone does not predict future frames"):
+        backbone.features(torch.rand(1, 1, 3, 64, 64), horizon=4)

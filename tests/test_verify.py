@@ -251,6 +251,10 @@ def test_the_command_keeps_a_row_and_fails_where_a_check_does(tmp_path, monkeypa
     assert "frames in order" in capsys.readouterr().out
     main(replace(config, steps=0))
     assert "0 of 64 bits from the row of cpu" in capsys.readouterr().out
+    some = {"repeatable": "ok", "frozen": "not checked: no memory"}
+    monkeypatch.setattr(verify, "verdicts", lambda trial, gradients: some)
+    main(replace(config, steps=0))
+    assert "1 of 2 promises kept, 1 not checked" in capsys.readouterr().out
     monkeypatch.setattr(verify, "verdicts", lambda trial, gradients: {"repeatable": "the input was changed"})
     with pytest.raises(RuntimeError, match="mini-random does not keep 1 of 1 promises: repeatable"):
         main(replace(config, steps=0))
