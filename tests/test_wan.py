@@ -233,8 +233,8 @@ def test_truncation_follows_the_taps(tmp_path: Path) -> None:
         load(TI2V, truncate=True, taps=["blocks.4"])
     with pytest.raises(ValueError, match="SvdBackbone cannot be truncated.*leave truncate out"):
         load("svd", truncate=True)
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(FileNotFoundError, match=f"{folder}/transformer has no usable Config"):
+    for folder, told in ((tmp_path, f"{tmp_path}/transformer has no usable Config"), (tmp_path / "none", "there is no folder")):
+        with pytest.raises(FileNotFoundError, match=told):
             backbone_class(TI2V).from_pretrained(str(folder), truncate=True)
 
 
