@@ -65,7 +65,7 @@ def table(found: list[dict[str, Any]], family: str) -> Table:
 def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one backbone, and what its class says of itself."""
     spec, kind = row["spec"], backbone_class(row["name"])
-    options = known_options(kind)
+    options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
     low, high = spec["contexts"]
     return [

@@ -86,37 +86,35 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
     kind: Any = _import(target, VideoBackbone, trusted)
+    known = known_options(kind)
+    if unknown := [name for name in options if name not in {"source", *known}]:
+        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        takes = sorted(name for name, default in known.items() if default is not inspect.Parameter.empty)
+        raise ValueError(f"{target} cannot be built with the options {unknown}; it knows {takes}{hint}")
     try:
         if "source" not in options:
             return kind(**options)
         with torch.random.fork_rng(devices=[]):  # a head's weights are the same beside a backbone that was there before
             backbone = kind.from_pretrained(**options)
     except TypeError as error:
-        known = known_options(kind)
-        near = [match for name in options if name not in known for match in get_close_matches(name, known, n=1)]
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        hint = f"; it knows {sorted(known)}" + hint if set(options) - {"source", *known} else ""
-        if "source" not in options and loaders(kind):
-            hint += '; a model with pretrained weights needs a "source" among them'
+        hint = '; a model with pretrained weights needs a "source" among them' if "source" not in options and loaders(kind) else ""
         raise ValueError(f"{target} cannot be built with the options {sorted(options)}: {error}{hint}") from error
     backbone.origin = {name: digest for name, digest in weight_digests(backbone).items() if "lora_" not in name}
     return backbone
 
 
-def known_options(kind: type[VideoBackbone]) -> dict[str, Any]:
-    """Options of a backbone that may be left out, with what they are then: of its `from_pretrained`, if any, and constructor."""
-    return {
-        name: parameter.default
-        for function in (*loaders(kind), kind)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not parameter.empty
-    }
+def known_options(kind: Any) -> dict[str, Any]:
+    """What a kind of backbone can be built with, by name with defaults (`inspect.Parameter.empty` where there is none): what its
+    `from_pretrained` takes, if any, and its constructor."""
+    parameters = [parameter for function in (*loaders(kind), kind) for parameter in inspect.signature(function).parameters.values()]
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
 
 
 def loaders(kind: type[VideoBackbone]) -> list[Any]:
     """Each `from_pretrained` that a backbone's class and those above it define."""
     adapters = [base for base in kind.__mro__ if issubclass(base, VideoBackbone) and base is not VideoBackbone]
-    return [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]  # type: ignore[attr-defined]
+    return [base.from_pretrained for base in adapters if "from_pretrained" in vars(base)]
 
 
 def weight_digests(module: nn.Module) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backbones import CATALOGUE, catalogue
+from backbones import CATALOGUE, build_backbone, catalogue
 from backbones import __main__ as listing
 from backbones.__main__ import ListConfig, main
 from backbones.catalogue import FACTS, billions, line, memory, remedy, rows, state
@@ -116,3 +116,8 @@ def test_unknown_names_and_families_are_refused() -> None:
         ListConfig("a.b:C")
     with pytest.raises(ValueError, match="unknown family 'audio'; choose from video-diffusion"):
         ListConfig(family="audio")
+
+
+def test_unknown_options_are_told_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match=r"options \['lora_ranks'\]; it knows .*'offload'.*; did you mean 'lora_rank'\?"):
+        build_backbone("svd", source="nowhere", lora_ranks=4)
