@@ -88,7 +88,7 @@ def test_a_folder_of_another_kind_of_model_is_said_to_be_one(name: str, other: s
         ("dinov2", {"taps": ["layernorm", "layernorm"]}, "each tap is named once"),
         ("svd", {"taps": ["mid_blok"]}, "unknown tap 'mid_blok'; .*; did you mean 'mid_block'?"),
         ("dinov2", {"taps": ["layernom"]}, r"unknown taps \['layernom'\]; .*; did you mean 'layernorm'?"),
-        ("svd", {"tapps": []}, r"options \\['tapps'\\]; it knows \['attention', .*; did you mean 'taps'?"),
+        ("svd", {"tapps": []}, r"options \['tapps'\]; it knows \['attention', .*; did you mean 'taps'?"),
     ],
 )
 def test_options_that_do_not_do_are_refused_by_name(name: str, options: dict, message: str) -> None:
