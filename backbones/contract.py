@@ -233,12 +233,10 @@ def refusals(trial: Trial) -> None:
     """What a backbone cannot take is refused with value and limit."""
     spec, features, (low, high) = trial.spec, trial.backbone.features, trial.spec.contexts
     good = trial.clip(low)
+    most = f"predicts 0 to {spec.max_horizon}" if spec.max_horizon else "does not predict future frames"
     cases: list[tuple[str, Callable[[], Any]]] = [
         (rf"{high + 1} observed frames; this backbone takes {low} to {high}", lambda: features(trial.clip(high + 1))),
-        (
-            rf"horizon {spec.max_horizon + 1}; this backbone predicts 0 to {spec.max_horizon}",
-            lambda: features(good, horizon=spec.max_horizon + 1),
-        ),
+        (f"horizon {spec.max_horizon + 1}; this backbone {most}", lambda: features(good, horizon=spec.max_horizon + 1)),
         ("horizon -1", lambda: features(good, horizon=-1)),
         (r"video must be \(b, t, 3, H, W\) float in \[0, 1\].*uint8", lambda: features((good * 255).byte())),
         ("video must be", lambda: features(good[:, 0])),
