@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers.utils import logging as library_log
 
 from backbones.attention import check_attention, set_encoder_attention
-from backbones.loading import Source, check_loading, configs, did_you_mean, insert_lora, load_part
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
+from backbones.loading import Source, check_loading, configs, insert_lora, load_part
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, did_you_mean, joined, stride_affine
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)

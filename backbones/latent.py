@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.attention import check_attention, set_denoiser_attention
-from backbones.loading import Config, Source, check_loading, configs, did_you_mean, insert_lora, load_part
+from backbones.loading import Config, Source, check_loading, configs, insert_lora, load_part
 from backbones.offload import Offload, back_to_cpu, check_offload, offload_parts
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, joined, stride_affine
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, did_you_mean, joined, stride_affine
 
 # -------------------------------------------------------------------- noise processes
 # z is the signal, n standard normal noise, x what is between them at a level (b, s), one for each latent frame.
@@ -412,13 +412,12 @@ class LatentVideoBackbone(VideoBackbone):
                 and most time, and the other parts always. options: of the constructor.
 
         Raises:
-            FileNotFoundError, ValueError: see `load_part`, `check_loading`, `check_attention` and `check_offload`.
+            FileNotFoundError, ValueError: see `load_part` and `check_choices`.
             ImportError: peft or xformers is asked for and not installed.
         """
-        check_loading(device, lora_rank, options.get("taps"))
         cls.check_choices(
             device=device, truncate=truncate, lora_rank=lora_rank, gradient_checkpointing=gradient_checkpointing,
-            attention=attention, offload=offload,
+            attention=attention, offload=offload, taps=options.get("taps"),
         )  # fmt: skip
         model = Source(source, revision, dtype)
         if truncate:
@@ -452,13 +451,16 @@ class LatentVideoBackbone(VideoBackbone):
         gradient_checkpointing: bool = False,
         attention: str | None = None,
         offload: str = "none",
+        taps: Sequence[str] | None = None,
         **others: Any,
     ) -> None:
         """Refuse options of `from_pretrained` before anything is loaded.
 
         Raises:
-            ValueError, ImportError: as of `check_attention` and `check_offload`; or the denoiser is no stack of blocks to truncate.
+            ValueError, ImportError: as of `check_loading`, `check_attention` and `check_offload`; or the denoiser is no stack of
+                blocks to truncate.
         """
+        check_loading(device, lora_rank, taps)
         check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)

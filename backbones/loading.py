@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -154,13 +153,6 @@ def _absence(file: str, *, source: str, subfolder: str) -> str:
         return f"there is no {wanted}; download it again"
     held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     return f"{wanted} is expected there, and the folder holds {held}: it is of another kind of model, or not whole"
-
-
-def did_you_mean(names: Iterable[str], known: Iterable[str]) -> str:
-    """The end of a message about unknown names: the nearest of the known ones, if any is near."""
-    known = list(known)
-    near = list(dict.fromkeys(match for name in names for match in get_close_matches(str(name), known, n=1)))
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def check_loading(device: str | None, lora_rank: int, taps: Sequence[str] | None) -> None:

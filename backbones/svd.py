@@ -16,7 +16,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from backbones.clip import clip_pixels
 from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline
-from backbones.loading import Source, did_you_mean, load_part
+from backbones.loading import Source, load_part
+from para_video.features import did_you_mean
 
 MOTION_BUCKET = 127.0
 

@@ -242,18 +242,17 @@ class DemoBatches(Dataset):
         if self.augmentation is None:
             return batch
         if self.augmentation.repaint:
-            batch = replace(batch, clip=self._repainted(batch.clip, steps, np.random.default_rng((seed, 2))))
+            batch = replace(
+                batch, clip=self._repainted(batch.clip, steps, self.augmentation.repaint, np.random.default_rng((seed, 2)))
+            )
         if self.augmentation.paste:
             batch = replace(batch, clip=self._pasted(batch.clip, steps, self.augmentation, np.random.default_rng((seed, 1))))
         return augmented(batch, self.augmentation, torch.Generator().manual_seed(seed))
 
-    def _repainted(self, clips: Tensor, steps: Sequence[tuple[int, int]], rng: np.random.Generator) -> Tensor:
+    def _repainted(self, clips: Tensor, steps: Sequence[tuple[int, int]], probability: float, rng: np.random.Generator) -> Tensor:
         """Clips (b, t, 3, H, W) of steps with other surroundings."""
-        assert self.augmentation is not None
         surfaces = [self.surfaces[d][self._shown(d, k)] for d, k in steps]
-        return torch.stack(
-            [repainted(clip, where, self.augmentation.repaint, rng) for clip, where in zip(clips, surfaces, strict=True)]
-        )
+        return torch.stack([repainted(clip, where, probability, rng) for clip, where in zip(clips, surfaces, strict=True)])
 
     def _pasted(
         self, clips: Tensor, steps: Sequence[tuple[int, int]], augmentation: Augmentation, rng: np.random.Generator

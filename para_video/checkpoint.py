@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from para_video.agent import ActionHead, VideoPolicy
-from para_video.features import VideoBackbone, import_class
+from para_video.features import VideoBackbone, did_you_mean, import_class
 from para_video.policy import DEFAULT_SCHEDULE, Schedule
 from para_video.training import write_atomically
 
@@ -87,11 +86,9 @@ def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[st
             raise ValueError(f"{name} must be a finite number, got {value}")
     kind: Any = _import(target, VideoBackbone, trusted)
     known = known_options(kind)
-    if unknown := [name for name in options if name not in {"source", *known}]:
-        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if (unknown := [name for name in options if name not in {"source", *known}]) and not _takes_any(kind):
         takes = sorted(name for name, default in known.items() if default is not inspect.Parameter.empty)
-        raise ValueError(f"{target} cannot be built with the options {unknown}; it knows {takes}{hint}")
+        raise ValueError(f"{target} cannot be built with the options {unknown}; it knows {takes}{did_you_mean(unknown, known)}")
     try:
         if "source" not in options:
             return kind(**options)
@@ -109,6 +106,11 @@ def known_options(kind: Any) -> dict[str, Any]:
     `from_pretrained` takes, if any, and its constructor."""
     parameters = [parameter for function in (*loaders(kind), kind) for parameter in inspect.signature(function).parameters.values()]
     return {parameter.name: parameter.default for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+def _takes_any(kind: Any) -> bool:
+    """Whether a constructor takes options by any name."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(kind).parameters.values())
 
 
 def loaders(kind: type[VideoBackbone]) -> list[Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Self
 
@@ -207,6 +208,13 @@ class VideoBackbone(nn.Module, ABC):
     def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The scalar generative loss alone, where no features are wanted; arguments and errors as of `joint`."""
         return self.joint(clip, observed, generator=generator)[1]
+
+
+def did_you_mean(names: Iterable[str], known: Iterable[str]) -> str:
+    """The end of a message about unknown names: the nearest of the known ones, if any is near."""
+    known = list(known)
+    near = list(dict.fromkeys(match for name in names for match in get_close_matches(str(name), known, n=1)))
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def import_class(target: str, kind: type) -> type:

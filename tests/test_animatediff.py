@@ -95,6 +95,8 @@ def test_more_frames_than_positions_and_unknown_taps_are_refused() -> None:
         ({"attention": "flash"}, "cannot be given attention 'flash'"),
         ({"offload": "disk"}, "unknown offload 'disk'"),
         ({"truncate": True}, "AnimateDiffBackbone cannot be truncated"),
+        ({"taps": "mid_block"}, "taps is a list of names"),
+        ({"device": "cudda"}, "there is no device 'cudda'"),
     ],
 )
 def test_wrong_choices_are_refused_before_the_model_that_carries_the_layers_is_loaded(options: dict, message: str) -> None:

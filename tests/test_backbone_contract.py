@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import CATALOGUE, backbone_class, import_string
+from backbones import CATALOGUE, backbone_class, build_backbone, import_string
 from backbones.contract import (
     CHECKS,
     GENERATIVE,
@@ -191,6 +191,20 @@ def test_mini_learns_to_continue_a_moving_square() -> None:
 
 
 # -------------------------------------------------------------------- the catalogue
+
+
+class Wrapped(TinyImage):
+    """Of a user who hands options on."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.given = options
+
+
+def test_a_backbone_that_takes_options_by_any_name_is_given_them() -> None:
+    assert build_backbone(f"{__name__}:Wrapped", width=3).given == {"width": 3}
+    with pytest.raises(ValueError, match=r"options \['width'\]"):
+        build_backbone(f"{__name__}:TinyImage", width=3)
 
 
 def test_import_strings_and_names_lead_to_classes() -> None:
