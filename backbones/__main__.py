@@ -66,6 +66,9 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one backbone, and what its class says of itself."""
     spec, kind = row["spec"], backbone_class(row["name"])
     options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
+    for name, taken in {"attention": "attentions", "lora_rank": "lora_layers"}.items():
+        if not getattr(kind, taken, True):  # refused, whatever the value
+            del options[name]
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
     low, high = spec["contexts"]
     return [

@@ -121,7 +121,10 @@ class EncoderBackbone(VideoBackbone):
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)
         model, missing = cls.load_model(Source(source, revision, dtype), options.get("taps"))
-        backbone = cls(model, **options)
+        try:
+            backbone = cls(model, **options)
+        except AttributeError as error:  # what loads by its config's word may be any model
+            raise ValueError(f"{source} holds a {type(model).__name__}, which {cls.__name__} does not read ({error})") from error
         lost = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad and name in missing)
         if lost:
             raise ValueError(

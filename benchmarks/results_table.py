@@ -148,8 +148,14 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def video_table(summary: dict[str, Any]) -> str:
-    """Quality on unseen scenes by frames after the last seen one."""
+    """Quality on unseen scenes by frames after the last seen one; of backbones that draw no frames the loss."""
     figures = summary["unseen"]
+    if not figures:
+        losses = summary["unseen_loss"]
+        lines = [_row(["loss on unseen clips", *(f"{n} seen" for n in losses["after"])])]
+        lines += [_row(["---"] * (len(losses["after"]) + 1))]
+        lines += [_row([f"{when} training", *(f"{value:.4f}" for value in found.values())]) for when, found in losses.items()]
+        return "\n".join([f"**`{summary['command']}`**: {trained(summary)}.", "", *lines, ""])
     lines, shown = [], ("1", "3", "6")
     names = [f"{n} seen, +{k}" for n in figures for k in shown]
     lines += [_row(["", *names]), _row(["---"] * (len(names) + 1))]
@@ -162,11 +168,16 @@ def video_table(summary: dict[str, Any]) -> str:
         found = [figures[n].get("gripper_error_px", {}).get(kind, {}).get(k) for n in figures for k in shown]
         lines.append(_row([f"gripper: {kind}", *("" if value is None else f"{value:.2f} px" for value in found)]))
     made = (
-        f"{summary['steps']} steps of {summary['config']['batch_size']} clips, {summary['training_seconds'] / 60:.0f} minutes of "
-        f"training. On {next(iter(figures.values()))['clips']} clips of scene families that it never saw: PSNR (SSIM) on the "
-        "pixels that change; median error of the gripper's place, found by a network of its own in predicted frames."
+        f"{trained(summary)}. On {next(iter(figures.values()))['clips']} clips of scene families that it never saw: PSNR (SSIM) on "
+        "the pixels that change; median error of the gripper's place, found by a network of its own in predicted frames."
     )
     return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+
+
+def trained(summary: dict[str, Any]) -> str:
+    """How much a video model was trained."""
+    minutes = summary["training_seconds"] / 60
+    return f"{summary['steps']} steps of {summary['config']['batch_size']} clips, {minutes:.0f} minutes of training"
 
 
 def circles_table(summary: dict[str, Any]) -> str:

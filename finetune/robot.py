@@ -355,6 +355,8 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
         raise ValueError(
             f"{config.backbone} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
         )
+    if config.train == "joint" or config.video_steps:
+        backbone.spec.check_horizon(shown_future(backbone, max(PolicySpec.times)))
     if config.train != "heads" or config.video_steps:
         check_precision(backbone.requires_grad_(True))
     try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)

@@ -52,14 +52,18 @@ class FeatureSpec:
         low, high = self.contexts
         if not low <= video.shape[1] <= high:
             raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
-        if not 0 <= horizon <= self.max_horizon:
-            if not self.max_horizon:
-                raise ValueError(f"horizon {horizon}; this backbone does not predict future frames: leave horizon at 0")
-            raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames")
+        self.check_horizon(horizon)
         if any(side % self.size_multiple for side in video.shape[-2:]):
             raise ValueError(
                 f"image size {tuple(video.shape[-2:])} must be a multiple of {self.size_multiple}: resize or pad the frames"
             )
+
+    def check_horizon(self, horizon: int) -> None:
+        """Raise ValueError unless a horizon is allowed."""
+        if not 0 <= horizon <= self.max_horizon:
+            if not self.max_horizon:
+                raise ValueError(f"horizon {horizon}; this backbone does not predict future frames: leave horizon at 0")
+            raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames")
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,9 @@ def test_one_backbone_is_told_with_its_options(capsys: pytest.CaptureFixture) ->
     shown = capsys.readouterr().out
     assert "base='stable" in shown and "offload='none'" in shown, "its own and those of all that draw futures"
     assert "base: hub id" in shown and "offload: for frozen use" in shown
+    main(ListConfig("efficientnet-lite0"))
+    listed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("options: "))
+    assert "scale=1.0" in listed and "lora_rank" not in listed and "attention" not in listed, "which it refuses"
 
 
 def test_help_shows_each_example_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -199,6 +199,8 @@ def test_a_tap_beyond_the_last_block_is_not_made_of_random_weights(name: str) ->
 def test_another_kind_of_model_is_not_made_of_random_weights() -> None:
     with pytest.raises(ValueError, match=r"dinov3.*(has no weights for|does not load as)"):
         backbone_class("siglip").from_pretrained(str(saved("dinov3")))
+    with pytest.raises(ValueError, match=r"holds a SiglipModel, which Dinov2Backbone does not read"):
+        backbone_class("dinov2").from_pretrained(str(saved("siglip")))
 
 
 # -------------------------------------------------------------------- training

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,8 @@ def test_a_loaded_model_learns_from_clips_where_its_source_left_off(own_videos, 
     assert losses["after"] != losses["before"] and summary["unseen"] == {}
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"| 1 | {losses['before']['1']:.4f} | {losses['after']['1']:.4f} |" in card and "blur" not in card
+    table = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "results_table.py"))["video_table"](summary)
+    assert f"| before training | {losses['before']['1']:.4f} |" in table and "PSNR" not in table
     learnt = read_weights(tmp_path / "run")
     assert all("lora_" in name and value.dtype == torch.float32 for name, value in learnt.items())
     taken, own = initialise(backbone_in_a_policy(config.options), tmp_path / "run")
@@ -319,6 +322,11 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("svd", {"size": 100}, "multiples of 64 px, got 100: pass --size 128"),
         ("dinov2", {"context": 3}, "refuses: 3 observed frames; this backbone takes 1 to 2"),
         ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
+        (
+            "wan2.1-i2v-14b",
+            {"train": "joint", "backbone_options": '{"source": "FOLDER", "max_horizon": 6}'},
+            "horizon 8; this backbone predicts 0 to 6 future frames",
+        ),
         ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
