@@ -33,6 +33,9 @@ class Augmentation:
         zoom: the focal length changes by up to this factor. All three warp the image by an exact homography.
         stretch: up to this factor between the focal lengths along x and y. crop: the principal point is moved by up to this share
             of the image, as if another part were cropped. Both are homographies too.
+        orbit_deg: the camera goes around the vertical axis through the point of the plane z = `plane_m` that it looks at, by up to
+            this angle. The image is exact, but of a world whose upright things lean, see `para_video.camera.Camera.orbited`.
+        plane_m: world z of what things stand on.
         repaint: probability that each large surface of one colour (table, wall, arm, floor) is painted anew, see
             `para_video.repaint`: a policy is then not to rely on how its surroundings look.
         paste: patches of other demonstrations that are pasted into a clip. paste_size: least and most of their height and width, as
@@ -58,6 +61,8 @@ class Augmentation:
     shift_m: float = 0.04
     stretch: float = 1.0
     crop: float = 0.0
+    orbit_deg: float = 0.0
+    plane_m: float = 0.0
     repaint: float = 0.0
     paste: int = 0
     paste_size: tuple[float, float] = (0.06, 0.25)
@@ -309,13 +314,18 @@ def _given(part: T | None, name: str) -> T:
 
 
 def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generator) -> Batch:
-    """The batch, in part mirrored and in a shifted world, seen by randomly turned and zoomed cameras in random colours; pixel
-    labels follow exactly."""
+    """The batch, in part mirrored and in a shifted world, seen by randomly moved, turned and zoomed cameras in random colours;
+    pixel labels follow exactly."""
     batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
     batch = shifted(batch, augmentation.shift_m * (torch.rand(len(batch.clip), 2, generator=generator) * 2 - 1))
-    state = _given(batch.state, "robot state")
     b, t, _, *size = batch.clip.shape
-    camera, homography = random_camera_warp(state.camera, augmentation, generator, (size[0], size[1]))
+    around = torch.eye(3)
+    if augmentation.orbit_deg:
+        angle = torch.deg2rad(augmentation.orbit_deg * (torch.rand(b, generator=generator) * 2 - 1))
+        batch, around = orbited(batch, angle, augmentation.plane_m)
+    state = _given(batch.state, "robot state")
+    camera, turned = random_camera_warp(state.camera, augmentation, generator, (size[0], size[1]))
+    homography = around @ turned
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
     clip = random_colours(clip, augmentation, generator)
     pixels, depth = camera.project(_given(batch.targets.positions, "positions"))
@@ -352,6 +362,19 @@ def mirrored(batch: Batch, augmentation: Augmentation, chosen: Tensor) -> Batch:
         replace(targets, pixels=pixels, visible=depth > 0, positions=positions, rotations=rotations),
         replace(state, camera=camera, position=reflect(state.position), rotation=turn(state.rotation)),
     )
+
+
+def orbited(batch: Batch, angle: Tensor, plane_m: float) -> tuple[Batch, Tensor]:
+    """Robot and labels before cameras that went around by angles (b,) in radians, the images as they were, and the homographies
+    (b, 3, 3) from new to old pixels that are still to be applied to them; see `para_video.camera.Camera.orbited`. Rotations
+    stay as they were."""
+    state, targets = _given(batch.state, "robot state"), batch.targets
+    camera, homography, lean = state.camera.orbited(angle, plane_m)
+    shear = lambda points: points + lean[:, None] * (points[..., 2:] - plane_m)  # noqa: E731
+    positions = shear(_given(targets.positions, "positions"))
+    pixels, depth = camera.project(positions)
+    state = replace(state, camera=camera, position=shear(state.position[:, None])[:, 0])
+    return replace(batch, targets=replace(targets, pixels=pixels, visible=depth > 0, positions=positions), state=state), homography
 
 
 def shifted(batch: Batch, offset: Tensor) -> Batch:

@@ -228,6 +228,42 @@ class Camera:
         pose[..., :3, :3] = pose[..., :3, :3] @ rotation
         return replace(self, intrinsics=K, world_T_camera=pose), self.intrinsics @ rotation @ torch.linalg.inv(K)
 
+    def orbited(self, angle: Tensor, plane_m: float) -> tuple[Camera, Tensor, Tensor]:
+        """The camera after a turn about the vertical axis through the point of a plane that it looks at, in a world that leans.
+
+        What a moved camera sees depends on depth, which an image does not tell. But the move takes the camera's centre from C to
+        C' at the same height, and so does a shear of the world along the plane, x -> x + a (z - plane_m) with a = (C' - C) /
+        (C_z - plane_m). Rays stay rays under it, so the image of the sheared world is a homography of the old one, whatever the
+        depth: what lies on the plane looks as from the new side, what stands on it leans, and heights stay.
+
+        Args:
+            angle: (*b,) radians. plane_m: world z of the horizontal plane.
+
+        Returns:
+            the new camera, which stays where it was if it does not look at the plane; H (*b, 3, 3) with old_pixel ~ H new_pixel in
+            homogeneous coordinates; and a (*b, 3), whose z is 0.
+
+        Raises:
+            ValueError: the camera has lens distortion, for which the warp is no homography.
+        """
+        if self.distortion is not None:
+            raise ValueError("orbited() needs an ideal pinhole: undistort the images first, then pass distortion=None")
+        K, pose = self.intrinsics, self.world_T_camera.clone()
+        height = torch.full((*self.batch_shape, 1), plane_m).to(K)
+        target = self.lift_at_height(K[..., None, :2, 2], height)[..., 0, :]
+        angle = torch.where(target.isnan().any(-1), 0.0, angle)
+        cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+        turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], -1).unflatten(-1, (3, 3))
+        away = self.position - target.nan_to_num()
+        moved = (turn @ away[..., None])[..., 0] - away
+        lean = moved / (self.position[..., 2:] - plane_m)
+        pose[..., :3, :3] = turn @ pose[..., :3, :3]
+        pose[..., :3, 3] += moved
+        upright = torch.eye(3).to(K).repeat(*self.batch_shape, 1, 1)
+        upright[..., :2, 2] -= lean[..., :2]  # of directions
+        back = self.world_T_camera[..., :3, :3].mT @ upright @ pose[..., :3, :3]
+        return replace(self, world_T_camera=pose), K @ back @ torch.linalg.inv(K), lean
+
     def mirrored(self, width: int, reflection: Tensor) -> Camera:
         """The camera that sees the reflected world in the flipped image: where this one sees a point p at pixel (x, y), that one
         sees `reflection @ p` at (width - 1 - x, y).

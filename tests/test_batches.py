@@ -73,10 +73,10 @@ def test_nothing_is_taught_of_what_follows_the_end() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("mirror", [0, 1])
-def test_the_robot_is_where_the_augmented_image_shows_it(seed: int, mirror: float) -> None:
+@pytest.mark.parametrize("options", [{"mirror": 0}, {"mirror": 1}, {"orbit_deg": 20, "plane_m": 0.01}])
+def test_the_robot_is_where_the_augmented_image_shows_it(seed: int, options: dict[str, float]) -> None:
     plain = batches().gather([(0, k) for k in (2, 5, 6, 8)])
-    batch = augmented(plain, replace(GEOMETRY, mirror=mirror), torch.Generator().manual_seed(seed))
+    batch = augmented(plain, replace(GEOMETRY, **options), torch.Generator().manual_seed(seed))
     shown = centre_of_mass(batch.clip[:, -1])
     assert (shown - batch.state.pixel()).norm(dim=-1).max() < 0.15
     assert (batch.state.pixel() - plain.state.pixel()).norm(dim=-1).min() > 0.5

@@ -196,6 +196,31 @@ def test_warp_homography_is_what_projection_does() -> None:
     torch.testing.assert_close(new.position, camera.position)
 
 
+def test_going_around_is_a_homography_in_a_leaning_world_and_the_true_move_for_its_plane() -> None:
+    where = {"elevation_deg": -40.0, "distance_m": 1.15, "target": (0.0, 0.65, 0.02)}
+    camera = Camera.from_fov(45.0, (128, 128), orbit(135.0, **where))
+    new, old_H_new, lean = camera.orbited(torch.deg2rad(tensor(18.0)), 0.02)
+    torch.testing.assert_close(new.world_T_camera, orbit(153.0, **where))
+    points = scene_points(20)
+    leaning = points + lean * (points[:, 2:] - 0.02)
+    torch.testing.assert_close(leaning[:, 2], points[:, 2])
+    new_pixels, _ = new.project(leaning)
+    mapped = torch.cat([new_pixels, torch.ones(20, 1, dtype=torch.float64)], -1) @ old_H_new.mT
+    torch.testing.assert_close(mapped[:, :2] / mapped[:, 2:], camera.project(points)[0])
+    flat = points * tensor([1, 1, 0]) + tensor([0, 0, 0.02])
+    seen = torch.cat([new.project(flat)[0], torch.ones(20, 1, dtype=torch.float64)], -1) @ old_H_new.mT
+    torch.testing.assert_close(seen[:, :2] / seen[:, 2:], camera.project(flat)[0])
+    assert (leaning - points).norm(dim=-1).max() > 0.05
+
+
+def test_a_camera_that_does_not_look_at_the_plane_stays() -> None:
+    up = Camera.from_fov(45.0, (128, 128), torch.stack([orbit(135.0, e, 1.0, (0.0, 0.6, 0.5)) for e in (20.0, -40.0)]))
+    new, old_H_new, lean = up.orbited(tensor([0.3, 0.3]), 0.0)
+    torch.testing.assert_close(new.world_T_camera[0], up.world_T_camera[0])
+    torch.testing.assert_close(old_H_new[0], torch.eye(3, dtype=torch.float64))
+    assert (lean[0] == 0).all() and lean[1, :2].norm() > 0.1
+
+
 def test_a_mirrored_camera_sees_the_reflected_world_in_the_flipped_image() -> None:
     camera = Camera.from_fov(45.0, (128, 96), orbit(135.0, -40.0, 1.15, (0.0, 0.65, 0.08)))
     camera = camera.warped(tensor(1.1), random_rotation(3))[0]
@@ -304,6 +329,8 @@ def test_warps_and_stacks_of_lenses_that_make_no_sense_are_refused(down: Camera)
     bent = Camera(down.intrinsics, down.world_T_camera, Radial(0.1))
     with pytest.raises(ValueError, match="undistort the images first"):
         bent.warped(tensor(1.0), torch.eye(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="undistort the images first"):
+        bent.orbited(tensor(0.1), 0.0)
     with pytest.raises(ValueError, match="share one lens"):
         Camera.stack([down, bent])
     with pytest.raises(ValueError, match="share one lens"):
