@@ -121,8 +121,8 @@ def backbone_class(name: str) -> type[VideoBackbone]:
 
 
 def trusted_packages(name: str) -> tuple[str, ...]:
-    """Packages whose code runs when a backbone is built that the user named: the project's own, and the backbone's."""
-    return (*checkpoint.TRUSTED, checkpoint.package(import_string(name)))
+    """Packages whose code runs, beside this project's, when a backbone is built that the user named: its own."""
+    return (checkpoint.package(import_string(name)),)
 
 
 def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict[str, Any]:

@@ -89,7 +89,7 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
         ("generative loss", "yes" if spec["generative"] else "no"),
         ("options", ", ".join(f"{name}={value!r}" for name, value in options.items())),
         *(("loading says", inspect.getdoc(loader) or "") for loader in loaders(kind)),
-        ("class says", inspect.getdoc(kind) or ""),
+        *(("class says", inspect.getdoc(base) or "") for base in kind.__mro__ if base.__module__.startswith("backbones.")),
     ]
 
 

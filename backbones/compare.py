@@ -39,7 +39,7 @@ from para_video.circles import CircleVideos
 from para_video.correspondence import Finder, Views, by_chance, by_features, common_points, drawn, same_pixel, score
 from para_video.demos import Demo, Plan, cached_demos
 from para_video.feature_cache import CachedBatches, cache_features
-from para_video.features import VideoBackbone
+from para_video.features import VideoBackbone, did_you_mean
 from para_video.figures import labelled_points, value_grid
 from para_video.heads import ParaHead
 from para_video.held_out import circle_errors, demo_errors
@@ -48,7 +48,7 @@ from para_video.readout import ReadoutSpec, readout_spec
 from para_video.rollout import Replay, evaluate, evaluation_seeds, rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line, plain_settings
-from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo, episode_steps
+from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo, episode_steps
 from para_video.sims.shifts import TRAINING_CAMERA, Shift, ShiftedEnv
 from para_video.training import FitConfig, fit
 
@@ -119,6 +119,8 @@ class CompareConfig:
         low = {name: getattr(self, name) for name in counts if getattr(self, name) < 1}
         if low or self.episodes < 0:
             raise ValueError(f"these must be at least 1: {low}; and episodes at least 0, got {self.episodes}")
+        if unknown := sorted({self.task, *self.tasks} - set(TASKS)):
+            raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}")
         if not isinstance(json.loads(self.options), dict):
             raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
 
@@ -447,6 +449,8 @@ def measured(name: str, options: Mapping[str, Any], config: CompareConfig, rows:
     return row
 
 
+LEAST_WIDTH = 132
+"""Of the table, in characters."""
 TITLES = (
     "backbone", "weights", "ms", "MB", "seen px", "future px", "robot px", "mm", "PCK robot", "PCK scenery", "same view", "turned"
 )  # fmt: skip
@@ -512,17 +516,21 @@ def draw(rows: Sequence[Row], config: CompareConfig) -> list[Path]:
 def main(config: CompareConfig) -> list[Row]:
     """Compare, draw, print; returns the rows."""
     console = Console()
+    console.width = max(console.width, LEAST_WIDTH)  # cut numbers could not be read
     rows = compare(config)
     pictures = draw(rows, config)
     shown = Table(
         title=f"PARA heads on frozen features; robot: {config.task}, {config.demos} demonstrations",
-        caption=f"px, mm: median errors on what was not trained on; PCK: points found within {TOLD_PX} px from a camera turned by "
-        f"{told_azimuth(config)} degrees",
+        caption="ms, MB: time and peak memory of a clip; seen px, future px: circles' median error in seen and in future frames; "
+        "robot px, mm: that of a robot's next moves; PCK: points of robot and objects, or of the scenery, that are found within "
+        f"{TOLD_PX} px from a camera turned by {told_azimuth(config)} degrees; all on what was not trained on",
     )
-    for title in TITLES:
-        shown.add_column(title, justify="left" if title == "backbone" else "right", overflow="fold")
-    for line in table(rows, config):
-        shown.add_row(*line)
+    lines = table(rows, config)
+    told = [k for k in range(len(TITLES)) if any(line[k] for line in lines)]
+    for k in told:
+        shown.add_column(TITLES[k], justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for line in lines:
+        shown.add_row(*(line[k] for k in told))
     console.print(shown)
     console.print(f"kept in {config.out / 'rows.json'}; pictures: {', '.join(map(str, pictures))}")
     return rows

@@ -155,6 +155,9 @@ def _need_described(found: VideoFeatures, frames: range) -> None:
         need(((first <= frame) & (frame <= last)).any(), f"no map describes frame {frame}")
 
 
+COVER = "see `image_to_map` of para_video.features.VideoFeatures"
+
+
 def places_as_declared(trial: Trial) -> None:
     """`image_to_map` has the declared stride, and the maps cover the image."""
     found = trial.features(trial.clip(trial.spec.contexts[0]))
@@ -162,9 +165,9 @@ def places_as_declared(trial: Trial) -> None:
     need_close(affine[:, :2], torch.eye(2) / trial.spec.stride, "image_to_map has not the declared stride", atol=1e-5, rtol=1e-5)
     corners = torch.tensor([[-0.5, -0.5], [width - 0.5, height - 0.5]]) @ affine[:, :2].mT + affine[:, 2]
     h, w = found.maps.shape[-2:]
-    need(bool((corners[0] >= -0.5 - 1e-4).all()), f"the image begins at cell {corners[0].tolist()}, before the map")
+    need(bool((corners[0] >= -0.5 - 1e-4).all()), f"the image begins at cell {corners[0].tolist()}, before the map: {COVER}")
     ends = torch.tensor([w, h]) - 0.5 + 1e-4
-    need(bool((corners[1] <= ends).all()), f"the image ends at cell {corners[1].tolist()}, beyond a map of {h} x {w}")
+    need(bool((corners[1] <= ends).all()), f"the image ends at cell {corners[1].tolist()}, beyond a map of {h} x {w}: {COVER}")
 
 
 PLACES = ((20, 20), (41, 23), (26, 44))

@@ -133,6 +133,9 @@ def main(config: ExtractConfig) -> dict[str, Any]:
     console = Console()
     torch.manual_seed(0)
     backbone = build_backbone(config.backbone, **backbone_options(config.backbone, config.options)).eval()
+    backbone.spec.check_horizon(config.horizon)
+    if config.frames > (most := backbone.spec.contexts[1]):
+        console.print(f"{config.backbone} takes {most} frames at once, not {config.frames}", style="yellow")
     frames = clip_frames(config, backbone.spec.size_multiple)
     found = extract(backbone, frames, config.frames, config.horizon)
     tensors: dict[str, Tensor] = {}

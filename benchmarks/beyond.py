@@ -92,7 +92,7 @@ def main(config: Config) -> list[Row]:
     settings = {"shifts": [str(shift) for shift in shifts], **{name: getattr(config, name) for name in names}}
     rows = Rows(config.results, settings, KEY)
     for folder in config.runs:
-        trained = load_trained(folder)
+        trained = load_trained(folder, config.trust)
         for arm in ARMS:
             if trained.missing(rows, arm=arm):
                 limit = doubt_limit(trained, config) if arm == PLAIN else rows.find(**trained.key, arm=PLAIN)[0]["limit"]

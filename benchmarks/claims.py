@@ -465,4 +465,4 @@ def draw_calibration(path: Path, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__ or "", "the same command")
+    command_line(main, Config, __doc__ or "")

@@ -64,7 +64,7 @@ def main(config: Config) -> list[Row]:
     settings = {name: getattr(config, name) for name in ("shifts", "episodes", "first_seed", "every")}
     rows = Rows(config.results, settings, KEY)
     for folder in config.runs:
-        trained = load_trained(folder)
+        trained = load_trained(folder, config.trust)
         if trained.missing(rows):
             trained.add(rows, measure(trained, config))
     write(config, rows)

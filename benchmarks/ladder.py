@@ -68,7 +68,7 @@ def main(config: Config) -> list[Row]:
     settings = {"shifts": [str(shift) for shift in shifts], "episodes": config.episodes, "first_seed": config.first_seed}
     rows = Rows(config.results, settings, KEY)
     for folder in config.runs:
-        trained = load_trained(folder)
+        trained = load_trained(folder, config.trust)
         for parts in RUNGS:
             if trained.missing(rows, arm=arm_of(parts)):
                 trained.add(rows, climb(trained, parts, shifts, config), arm=arm_of(parts))

@@ -334,4 +334,4 @@ def placed(config: Config, name: str, caption: str, shown: Sequence[str], linked
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__ or "", "the same command")
+    command_line(main, Config, __doc__ or "")

@@ -67,6 +67,7 @@ from para_video.rollout import (
     rollout,
 )
 from para_video.runs import (
+    RESUME,
     check_processes,
     command_line,
     output_folder,
@@ -621,4 +622,4 @@ def main(config: RobotConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, RobotConfig, __doc__ or "")
+    command_line(main, RobotConfig, __doc__ or "", RESUME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ class MeasureConfig:
     """Episodes of everything that is measured; the seeds are the same for all."""
     first_seed: int = EVALUATION_SEED
     """Of the episodes."""
+    trust: tuple[str, ...] = ()
+    """Packages of your own that the policies' backbones are of; their code is run."""
 
     @property
     def seeds(self) -> range:
@@ -78,8 +81,8 @@ class Trained:
         rows.add({**self.key, **more, "weights": self.weights, **measured})
 
 
-def load_trained(folder: Path) -> Trained:
-    """The policy in a folder of a run, such as runs/robot/para.
+def load_trained(folder: Path, trusted: Sequence[str] = ()) -> Trained:
+    """The policy in a folder of a run, such as runs/robot/para. `trusted` as of `load_policy`.
 
     Raises:
         FileNotFoundError: it is no checkpoint, or the run's settings are not beside it.
@@ -88,7 +91,7 @@ def load_trained(folder: Path) -> Trained:
     path = folder.parent / SETTINGS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} lies in no run of finetune/robot.py: {path} is not there")
-    policy, _ = load_policy(folder)
+    policy, _ = load_policy(folder, trusted=trusted)
     settings, known = json.loads(path.read_text()), {each.name for each in fields(RobotConfig)}
     given = {name: value for name, value in settings.items() if name in known}
     given |= {name: Path(given[name]) for name in ("demo_folder", "extra_videos") if given.get(name)}

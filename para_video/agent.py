@@ -170,14 +170,17 @@ class VideoPolicy(nn.Module):
         """The clip (1, t, 3, H, W) and the robot's state of one observation.
 
         Raises:
-            ValueError: the observation lacks the view.
+            ValueError: the observation lacks the view, or its gripper is no pose or no opening.
         """
         if self.view not in observation.views:
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
+        shape, opening = tuple(observation.end_effector.shape), observation.gripper_opening
+        if shape != (4, 4) or not 0 <= opening <= 1:
+            raise ValueError(f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {shape} and {opening}")
         view, device = observation.views[self.view], self.backbone.device
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         pose = observation.end_effector[None].float()
-        state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([observation.gripper_opening]).float())
+        state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([opening]).float())
         return view.clip[None].to(device), state.to(device)
 
     def act(self, observation: Observation) -> Actions:

@@ -31,7 +31,7 @@ from para_video.training import write_atomically
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 2
 TRUSTED = ("para_video", "backbones")
-"""Packages whose classes a checkpoint may name; others have to be allowed by the caller."""
+"""Packages whose classes a checkpoint may name; the caller may allow others beside."""
 TOLD_NUMBERS, TOLD_TOLERANCE = 16, 0.1
 """By how many numbers text encoders are known again, and how far these may be off, by rounding, beside their length."""
 
@@ -54,13 +54,12 @@ class PolicySpec:
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     head_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(
-        self, *, trusted: tuple[str, ...] = TRUSTED, frozen: bool = False, backbone: VideoBackbone | None = None
-    ) -> VideoPolicy:
+    def build(self, *, trusted: Sequence[str] = (), frozen: bool = False, backbone: VideoBackbone | None = None) -> VideoPolicy:
         """The policy with fresh weights, drawn from torch's random state, but for those that its backbone has from a source.
 
         Args:
-            trusted: packages that the import strings may lead into. frozen: whether the backbone stays as it is in training.
+            trusted: packages that the import strings may lead into beside `TRUSTED`. frozen: whether the backbone stays as it is in
+                training.
             backbone: one that `build_backbone` made of this spec's options, to be the policy's.
 
         Raises:
@@ -73,7 +72,7 @@ class PolicySpec:
         return VideoPolicy(backbone, head, self.times, frozen=frozen)
 
 
-def build_backbone(target: str, options: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED) -> VideoBackbone:
+def build_backbone(target: str, options: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> VideoBackbone:
     """A backbone by its constructor; or by its `from_pretrained`, where the options name a source, and then it knows the digests of
     the weights that it has from there.
 
@@ -177,9 +176,11 @@ def package(target: str) -> str:
     return target.partition(":")[0].partition(".")[0]
 
 
-def _import(target: str, kind: type, trusted: tuple[str, ...]) -> type:
-    if package(target) not in trusted:
-        raise ValueError(f"{target!r} is outside {list(trusted)}; if you trust that code, pass its package in `trusted`")
+def _import(target: str, kind: type, trusted: Sequence[str]) -> type:
+    if isinstance(trusted, str):
+        raise ValueError(f"trusted is a list of packages, such as [{trusted!r}]; got the text {trusted!r}")
+    if package(target) not in (allowed := [*TRUSTED, *trusted]):
+        raise ValueError(f"{target!r} is outside {allowed}; if you trust that code, pass {package(target)!r} among `trusted`")
     return import_class(target, kind)
 
 
@@ -194,11 +195,12 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
 
 
 def load_policy(
-    folder: Path, *, trusted: tuple[str, ...] = TRUSTED, backbone: VideoBackbone | None = None
+    folder: Path, *, trusted: Sequence[str] = (), backbone: VideoBackbone | None = None
 ) -> tuple[VideoPolicy, PolicySpec]:
     """A policy and what it was built from, ready to act.
 
     Args:
+        trusted: packages of your own that the policy's backbone or head may be of, such as ("mypackage",).
         backbone: as of `PolicySpec.build`; for a source that has moved, or that several policies share.
 
     Raises:

@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BRIGHTEST = 1.1
+"""What passes for white, with what resizing overshoots; brighter pixels are of another range."""
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -49,6 +52,8 @@ class FeatureSpec:
         """Raise ValueError, naming value, limit and remedy, unless video (b, t, 3, H, W) and horizon are allowed."""
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
             raise ValueError(f"video must be (b, t, 3, H, W) float in [0, 1], got {tuple(video.shape)} {video.dtype}")
+        if video.numel() and not video.is_meta and (most := float(video.detach().amax())) > BRIGHTEST:
+            raise ValueError(f"video must lie in [0, 1], got values up to {most:g}: divide pixels of 0 to 255 by 255")
         low, high = self.contexts
         if not low <= video.shape[1] <= high:
             raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
@@ -74,7 +79,10 @@ class VideoFeatures:
         maps: (b, s, c, h, w).
         times: (s,) centre of the frames each map describes, in frames after the last observed one (<= 0: observed).
         spans: (s, 2) first and last frame described.
-        image_to_map: (2, 3) affine from image pixels (x, y, 1) to fractional map cells (column, row).
+        image_to_map: (2, 3) affine from image pixels (x, y, 1) to fractional map cells (column, row). Where cell (0, 0) describes
+            the image's top left stride x stride pixels, as patches and pooling have it, it is `stride_affine(stride)`: column =
+            (x + 0.5) / stride - 0.5. Convolutions that are padded alike on both sides centre it on pixel 0 instead; pad them by
+            more at the right and bottom, so that maps cover the image.
     """
 
     maps: Tensor

@@ -429,9 +429,12 @@ def labelled_points(
     with matplotlib.style.context("default"):
         figure, axes = _axes(6.4, 4.0)
         for i, (name, (x, y)) in enumerate(points.items()):
-            low, high = (spans or {}).get(name, (y, y))
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8}
-            axes.errorbar(x, y, [[y - low], [high - y]], label=name, linestyle="", capsize=4, **look)
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8, "linestyle": "", "label": name}
+            if spans and name in spans:
+                low, high = spans[name]
+                axes.errorbar(x, y, [[y - low], [high - y]], capsize=4, **look)
+            else:
+                axes.plot(x, y, **look)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if wide else "linear")
         _finish(path, figure, axes, title)
 

@@ -25,7 +25,7 @@ class Observation:
     """Everything a policy may look at.
 
     Args:
-        views: by name.
+        views: by name; a policy looks at "main" unless it was built for another.
         end_effector: (4, 4) world_T_gripper, float32; the gripper point is the one that actions move.
         gripper_opening: in [0, 1], 0 closed, 1 open.
         instruction: what to do, in words; None where the task is fixed.

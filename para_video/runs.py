@@ -23,15 +23,15 @@ from para_video.features import VideoBackbone
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
+RESUME = "the same options and --resume --out FOLDER"
+"""How a user goes on after an interrupt of a script with an `output_folder`."""
 SETTINGS_FILE = "settings.json"
 SOURCE = "source_weights"
 """There: the fingerprint of the weights that the backbone has from its source."""
 C = TypeVar("C")
 
 
-def command_line(
-    main: Callable[[C], object], config: type[C], text: str, again: str = "the same options and --resume --out FOLDER"
-) -> None:
+def command_line(main: Callable[[C], object], config: type[C], text: str, again: str = "the same command") -> None:
     """Run a script from its command line: errors that name their remedy are told in one line, and an interrupt too, after which the
     user goes on with `again`.
 
@@ -41,7 +41,7 @@ def command_line(
     try:
         main(tyro.cli(config, prog=_command(), description=text))
     except KeyboardInterrupt as interrupt:
-        console.print(f"{interrupt or 'stopped'}; go on with {again}", markup=False)
+        console.print(f"{str(interrupt) or 'stopped'}; go on with {again}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):

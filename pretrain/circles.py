@@ -42,6 +42,7 @@ from para_video.figures import (
 from para_video.held_out import circle_errors, find_circles
 from para_video.readout import ReadoutSpec
 from para_video.runs import (
+    RESUME,
     check_processes,
     command_line,
     output_folder,
@@ -253,4 +254,4 @@ def main(config: CirclesConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, CirclesConfig, __doc__ or "")
+    command_line(main, CirclesConfig, __doc__ or "", RESUME)

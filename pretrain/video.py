@@ -51,7 +51,7 @@ from para_video.prediction import (
     video_files,
 )
 from para_video.readout import ReadoutSpec
-from para_video.runs import command_line, output_folder, per_process, plain_settings, same_settings, same_source
+from para_video.runs import RESUME, command_line, output_folder, per_process, plain_settings, same_settings, same_source
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
@@ -453,4 +453,4 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, VideoConfig, __doc__ or "")
+    command_line(main, VideoConfig, __doc__ or "", RESUME)

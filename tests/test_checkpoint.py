@@ -102,6 +102,8 @@ def test_a_checkpoint_leads_to_no_code_outside_the_project(tmp_path):
     config = json.loads(path.read_text())
     config["policy"]["backbone"] = "os:system"
     path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trusted is a list of packages, such as \['os'\]"):
+        load_policy(tmp_path, trusted="os")
     with pytest.raises(ValueError, match="'os:system' is outside"):
         load_policy(tmp_path)
     config["policy"]["head_options"]["spec"]["class"] = "subprocess:Popen"

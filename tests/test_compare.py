@@ -121,3 +121,8 @@ def test_impossible_settings_are_named(options):
 def test_options_for_a_backbone_that_is_not_compared_are_refused(tmp_path):
     with pytest.raises(ValueError, match="dinov2"):
         compare.compare(CompareConfig(("mini",), options='{"dinov2": {}}', out=tmp_path, **TINY))
+
+
+def test_unknown_tasks_are_told_before_anything_is_kept(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"unknown tasks \['hamer-v3'\]; did you mean 'hammer-v3'"):
+        CompareConfig(tasks=("hamer-v3",), out=tmp_path)

@@ -49,5 +49,7 @@ def test_impossible_options_are_refused(clip, tmp_path):
         ExtractConfig(clip, frames=0)
     with pytest.raises(ValueError, match="JSON object"):
         ExtractConfig(clip, options="[1]")
+    with pytest.raises(ValueError, match="does not predict future frames"):
+        main(ExtractConfig(clip, "efficientnet-lite0", horizon=3, out=tmp_path))
     with pytest.raises(ValueError, match="size 8 is below 16"):
         main(ExtractConfig(clip, "mini-random", size=8, out=tmp_path))

@@ -88,7 +88,14 @@ def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkey
     def stopped(config: CirclesConfig) -> None:
         raise KeyboardInterrupt("circles stopped after step 3, which is saved")
 
-    for main, code, told in ((wrong, 2, "no file of size 64 [here]"), (stopped, 130, "after step 3, which is saved; go on with")):
+    def cut(config: CirclesConfig) -> None:
+        raise KeyboardInterrupt
+
+    for main, code, told in (
+        (wrong, 2, "no file of size 64 [here]"),
+        (stopped, 130, "after step 3, which is saved; go on with"),
+        (cut, 130, "stopped; go on with the same command"),
+    ):
         with pytest.raises(SystemExit) as end:
             command_line(main, CirclesConfig, "text")
         said = capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""The programs in docs/own.md do what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from backbones import contract
+from para_video.agent import VideoPolicy
+from para_video.heads import ParaHead
+from para_video.readout import ReadoutSpec
+
+PAGE = Path(__file__).parent.parent / "docs" / "own.md"
+
+
+def program(number: int) -> str:
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[number]
+
+
+def test_the_backbone_keeps_its_promises() -> None:
+    names: dict = {"__name__": "own"}
+    exec(program(0), names)
+    trial = contract.Trial(names["SmallNet"]())
+    for check in contract.checks_of(trial.backbone):
+        check(trial)
+
+
+def test_pixels_of_another_range_are_told() -> None:
+    names: dict = {"__name__": "own"}
+    exec(program(0), names)
+    with pytest.raises(ValueError, match="values up to 255: divide pixels of 0 to 255 by 255"):
+        names["SmallNet"]().features(255 * torch.ones(1, 1, 3, 8, 8))
+
+
+def test_the_head_learns(capsys: pytest.CaptureFixture) -> None:
+    source = program(1)
+    assert "STEPS = 100" in source
+    exec(source.replace("STEPS = 100", "STEPS = 12"), {"__name__": "own"})
+    assert float(re.search(r"batch: ([\d.]+) px", capsys.readouterr().out)[1]) < 45
+
+
+def test_a_policy_acts_on_the_observation() -> None:
+    names: dict = {"__name__": "own"}
+    for number in (0, 2):
+        exec(program(number), names)
+    backbone = names["SmallNet"]()
+    policy = VideoPolicy(backbone, ParaHead(backbone.spec.channels, ReadoutSpec()), (1.0, 2.0)).eval()
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([0.0, 0.6, 0.15])
+    frames = torch.zeros(1, 3, 128, 128, dtype=torch.uint8)
+    assert policy.act(names["observe"](frames, pose, 1.0)).positions.shape == (1, 2, 3)
+    for wrong in ((pose[:3, 3], 1.0), (pose, 5.0)):
+        with pytest.raises(ValueError, match=r"end_effector \(4, 4\) and gripper_opening in \[0, 1\], got"):
+            policy.act(names["observe"](frames, *wrong))
