@@ -12,11 +12,12 @@ trained, remove that folder and the results.
 All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it: all
 of PARA, the trunk of regression, and nothing of ACT. --init none starts every head fresh.
 
-To fit into eight hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth),
-72 in each task's cell; regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form
-better than it); all other experiments are on two tasks and one training seed with 50 episodes a cell, and where a question is about
-PARA alone (demonstrations other than 5 and 20, circles, calibration, heads), about PARA alone. --quick trains less, on one task,
-and has 20 episodes a cell.
+Policies are trained for 900 steps on up to five demonstrations, for 1200 on more. To fit into about eight hours, headlines are
+evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in each task's cell; regression is
+represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments
+are on two tasks and one training seed with 50 episodes a cell, and where a question is about PARA alone (demonstrations other than
+5 and 20, circles, calibration, heads), about PARA alone. --quick trains each for 600 steps, on one task, and has 20 episodes a
+cell.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ from para_video.sims.shifts import Shift
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
 STEPS, QUICK_STEPS = 900, 600
+FEW, MANY_STEPS = 5, 1200
+"""Of demonstrations that `STEPS` are enough for, and the steps for more of them."""
 TASKS = ("pick-place-v3", "push-v3", "shelf-place-v3", "hammer-v3", "coffee-pull-v3", "handle-pull-v3")
 SIDE = ("pick-place-v3", "coffee-pull-v3")
 """Two of them, for all but the headlines."""
@@ -95,6 +98,13 @@ def side(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
 def quick(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
     """A grid on one task, for minutes."""
     return Grid(SIDE[:1], demos if isinstance(demos, tuple) else (demos,), (0,), policies, **{"episodes": 20, **others})
+
+
+def by_steps(grid: Grid) -> list[Grid]:
+    """A grid's part of few demonstrations and that of more, which are trained on for longer."""
+    few, many = ([n for n in grid.demos if (n > FEW) == more] for more in (False, True))
+    parts = [replace(grid, demos=tuple(few), references=grid.references and not many)] if few else []
+    return parts + ([replace(grid, demos=tuple(many), options={**grid.options, "steps": MANY_STEPS})] if many else [])
 
 
 def halves(make: Callable[..., Grid], *policies: str) -> tuple[Grid, ...]:
@@ -212,7 +222,7 @@ class Config:
     workers: int = 2
     """Processes that measure cells, which share the cores; 0 measures in this one."""
     steps: int | None = None
-    """Training steps of each policy; default 900, or 600 with --quick."""
+    """Training steps of each policy; default 900, 1200 where there are more than five demonstrations, or 600 with --quick."""
     backbone: str = RobotConfig.backbone
     """As finetune/robot.py takes it."""
     backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = RobotConfig.backbone_options
@@ -271,7 +281,8 @@ class Config:
     def grids(self, name: str) -> Sequence[Grid]:
         experiment = EXPERIMENTS[name]
         own = {part: getattr(self, part) for part in ("tasks", "demos", "seeds", "episodes") if getattr(self, part)}
-        return [replace(grid, **own) for grid in (experiment.quick if self.quick else experiment.grids)]
+        grids = [replace(grid, **own) for grid in (experiment.quick if self.quick else experiment.grids)]
+        return grids if self.quick or self.steps else [part for grid in grids for part in by_steps(grid)]
 
 
 def main(config: Config) -> None:

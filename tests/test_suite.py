@@ -267,6 +267,14 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     assert (tmp_path / "other" / "claims.md").is_file()
 
 
+def test_more_demonstrations_are_trained_on_for_longer_unless_steps_are_given(claims):
+    grids = claims["Config"]().grids("headlines")
+    assert {(grid.demos, grid.options.get("steps")) for grid in grids} == {((5,), None), ((20,), 1200)}
+    assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
+    assert {grid.demos for grid in claims["Config"](steps=300).grids("headlines")} == {(5, 20)}
+    assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
+
+
 def test_grids_name_what_there_is(claims):
     halves = set()
     for experiment in claims["EXPERIMENTS"].values():
