@@ -68,7 +68,7 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
     for name, taken in {"attention": "attentions", "lora_rank": "lora_layers"}.items():
         if not getattr(kind, taken, True):  # refused, whatever the value
-            del options[name]
+            options.pop(name, None)
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
     low, high = spec["contexts"]
     return [

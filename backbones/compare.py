@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +120,7 @@ class CompareConfig:
         if low or self.episodes < 0:
             raise ValueError(f"these must be at least 1: {low}; and episodes at least 0, got {self.episodes}")
         if unknown := sorted({self.task, *self.tasks} - set(TASKS)):
-            raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}")
+            raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
         if not isinstance(json.loads(self.options), dict):
             raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
 
@@ -128,7 +128,7 @@ class CompareConfig:
         """What is known, in the folder `out`. Raises ValueError if it was measured with other settings."""
         free = ("backbones", "options", "episodes", "repeats", "out")
         settings = {name: value for name, value in plain_settings(self).items() if name not in free}
-        return Rows(self.out / "rows.json", settings, KEY)
+        return Rows(self.out / "rows.json", {**settings, "schedule": asdict(DEFAULT_SCHEDULE)}, KEY)
 
 
 def build(name: str, options: Mapping[str, Any], seed: int = 0) -> VideoBackbone:
@@ -523,7 +523,8 @@ def main(config: CompareConfig) -> list[Row]:
         title=f"PARA heads on frozen features; robot: {config.task}, {config.demos} demonstrations",
         caption="ms, MB: time and peak memory of a clip; seen px, future px: circles' median error in seen and in future frames; "
         "robot px, mm: that of a robot's next moves; PCK: points of robot and objects, or of the scenery, that are found within "
-        f"{TOLD_PX} px from a camera turned by {told_azimuth(config)} degrees; all on what was not trained on",
+        f"{TOLD_PX} px from a camera turned by {told_azimuth(config)} degrees; same view, turned: a policy's successes; "
+        "all on what was not trained on",
     )
     lines = table(rows, config)
     told = [k for k in range(len(TITLES)) if any(line[k] for line in lines)]

@@ -1,7 +1,7 @@
 """Every claim, measured: each experiment is one command and one JSON file, and the page of tables and figures follows from these.
 
     python benchmarks/claims.py headlines          # one experiment, or several
-    python benchmarks/claims.py                    # all of them: make claims, about eight hours on two cores
+    python benchmarks/claims.py                    # all of them: make claims, about ten hours on two cores
     python benchmarks/claims.py --quick            # a reduced grid of each: make claims-quick, at most half an hour
     python benchmarks/claims.py --estimate         # what is missing, and how long it will take
 
@@ -12,7 +12,7 @@ trained, remove that folder and the results.
 All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it: all
 of PARA, the trunk of regression, and nothing of ACT. --init none starts every head fresh.
 
-Policies are trained for 900 steps on up to five demonstrations, for 1200 on more. To fit into about eight hours, headlines are
+Policies are trained for 900 steps on up to five demonstrations, for 1200 on more. To fit into ten hours, headlines are
 evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in each task's cell; regression is
 represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments
 are on two tasks and one training seed with 50 episodes a cell, and where a question is about PARA alone (demonstrations other than
@@ -141,7 +141,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "demos",
-            "Success grows with demonstrations, and PARA needs the fewest.",
+            "Success grows with demonstrations (above five also with a third more steps), and PARA needs the fewest.",
             (side(NUMBERS, "para"), side((5, 20), "regression", "act", references=False)),
             (quick((5, 20), "para"), quick(20, "regression", "act", references=False)),
         ),
@@ -274,15 +274,15 @@ class Config:
         default = QUICK_STEPS if self.quick else STEPS
         options = {name: getattr(self, name) for name in ("backbone", "backbone_options", "init", "train")}
         said = [f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value != getattr(RobotConfig, name)]
-        said += ["--quick"] * self.quick + ([f"--steps {self.steps}"] if self.steps not in (None, default) else [])
+        said += ["--quick"] * self.quick + ([f"--steps {self.steps}"] if self.steps is not None else [])
         command = " ".join(["python benchmarks/claims.py", *said])
-        return Suite(RobotConfig(**options, steps=self.steps or default), self.folder, self.work, command)
+        return Suite(RobotConfig(**options, steps=default if self.steps is None else self.steps), self.folder, self.work, command)
 
     def grids(self, name: str) -> Sequence[Grid]:
         experiment = EXPERIMENTS[name]
         own = {part: getattr(self, part) for part in ("tasks", "demos", "seeds", "episodes") if getattr(self, part)}
         grids = [replace(grid, **own) for grid in (experiment.quick if self.quick else experiment.grids)]
-        return grids if self.quick or self.steps else [part for grid in grids for part in by_steps(grid)]
+        return grids if self.quick or self.steps is not None else [part for grid in grids for part in by_steps(grid)]
 
 
 def main(config: Config) -> None:

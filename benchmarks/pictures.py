@@ -95,6 +95,8 @@ class Config:
     """Of the episodes."""
     columns: int = 4
     """Episodes of each task on the wall."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A package of your own (again for more of them) that the policies' backbones are of; their code is run."""
     results: Path = ROOT / "results"
     """Folder of measured rows, for the bars beside the circles."""
     page: Path = ROOT / "docs" / "pictures.md"
@@ -124,7 +126,7 @@ def main(config: Config) -> None:
     Raises:
         ValueError: a policy that a picture shows is not among the runs.
     """
-    trained = [load_trained(folder) for folder in config.runs]
+    trained = [load_trained(folder, config.trust) for folder in config.runs]
     chosen = {name: cast(trained, name) for name in config.only}
     config.folder.mkdir(parents=True, exist_ok=True)
     if not config.page.exists():

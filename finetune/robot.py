@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -610,6 +610,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "policies": policies,
         "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
         "config": plain_settings(config),
+        "schedule": asdict(DEFAULT_SCHEDULE),
         "versions": versions(),
         "seconds": time.perf_counter() - begun,
     }

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -32,6 +32,7 @@ from finetune.grid import digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest
 from para_video.demos import Plan, record_demo
+from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
 from para_video.rows import Row, Rows
@@ -215,9 +216,9 @@ def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: st
     won, held = digits(each.succeeded for each in measured.episodes), digits(each.held for each in measured.episodes)
     for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
-        suite.rows(cell.experiment).add(
-            {**key, "succeeded": won[: cell.episodes], "held": held[: cell.episodes], **spent, "versions": robot.versions()}
-        )
+        episodes = {"succeeded": won[: cell.episodes], "held": held[: cell.episodes]}
+        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": robot.versions()}
+        suite.rows(cell.experiment).add({**key, **episodes, **spent, **made})
 
 
 def _episodes(wanted: Iterable[Wanted]) -> int:
@@ -243,19 +244,26 @@ def missing_jobs(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> lis
     """
     jobs: dict[str, tuple[int, PolicyJob | ReferenceJob]] = {}
     for experiment, grids in experiments.items():
-        known = {tuple(row[name] for name in KEY): len(row["succeeded"]) for row in suite.rows(experiment).find()}
+        known = {tuple(row[name] for name in KEY): row for row in suite.rows(experiment).find()}
         for grid in grids:
             for config, policy in _policies(suite, grid):
+                cell = (grid.arm, config.task, config.demos, config.seed, policy or REFERENCES[-1])
                 wanted = [
                     Wanted(experiment, grid.arm, view, grid.episodes)
                     for view in _views(grid, policy)
-                    if known.get((grid.arm, config.task, config.demos, config.seed, policy or REFERENCES[-1], view), 0)
-                    < grid.episodes
+                    if not _counts(known.get((*cell, view)), config, grid.episodes)
                 ]
                 if wanted:
                     job = _job(suite, config, policy)
                     jobs.setdefault(job.name, (config.seed, job))[1].wanted.extend(wanted)
     return [job for _, job in sorted(jobs.values(), key=lambda entry: entry[0])]
+
+
+def _counts(row: Row | None, config: RobotConfig, episodes: int) -> bool:
+    """Whether a row, if there is one, is of the steps (of a policy), the schedule and the episodes that are wanted."""
+    if row is None or len(row["succeeded"]) < episodes:
+        return False
+    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("steps", config.steps) == config.steps
 
 
 def _policies(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:

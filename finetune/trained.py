@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import checkpoint_digest, load_policy
 from para_video.demos import EVALUATION_SEED
+from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows
 from para_video.runs import SETTINGS_FILE
 from para_video.sims.metaworld import episode_steps
@@ -35,8 +36,8 @@ class MeasureConfig:
     """Episodes of everything that is measured; the seeds are the same for all."""
     first_seed: int = EVALUATION_SEED
     """Of the episodes."""
-    trust: tuple[str, ...] = ()
-    """Packages of your own that the policies' backbones are of; their code is run."""
+    trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A package of your own (again for more of them) that the policies' backbones are of; their code is run."""
 
     @property
     def seeds(self) -> range:
@@ -73,12 +74,12 @@ class Trained:
         return {"task": self.config.task, "demos": self.config.demos, "seed": self.config.seed, "policy": self.name}
 
     def missing(self, rows: Rows, **more: Any) -> bool:
-        """Whether there is no row of these weights; more: what else is in the rows' key."""
-        return not rows.find(**self.key, **more, weights=self.weights)
+        """Whether there is no row of these weights under today's schedule; more: what else is in the rows' key."""
+        return not rows.find(**self.key, **more, weights=self.weights, schedule=asdict(DEFAULT_SCHEDULE))
 
     def add(self, rows: Rows, measured: Row, **more: Any) -> None:
         """Keep what was measured."""
-        rows.add({**self.key, **more, "weights": self.weights, **measured})
+        rows.add({**self.key, **more, "weights": self.weights, "schedule": asdict(DEFAULT_SCHEDULE), **measured})
 
 
 def load_trained(folder: Path, trusted: Sequence[str] = ()) -> Trained:

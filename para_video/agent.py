@@ -176,7 +176,10 @@ class VideoPolicy(nn.Module):
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
         shape, opening = tuple(observation.end_effector.shape), observation.gripper_opening
         if shape != (4, 4) or not 0 <= opening <= 1:
-            raise ValueError(f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {shape} and {opening}")
+            raise ValueError(
+                f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {shape} and {opening}: "
+                "pass a pose, and the opening over the widest"
+            )
         view, device = observation.views[self.view], self.backbone.device
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         pose = observation.end_effector[None].float()

@@ -319,13 +319,13 @@ def augmented(batch: Batch, augmentation: Augmentation, generator: torch.Generat
     batch = mirrored(batch, augmentation, torch.rand(len(batch.clip), generator=generator) < augmentation.mirror)
     batch = shifted(batch, augmentation.shift_m * (torch.rand(len(batch.clip), 2, generator=generator) * 2 - 1))
     b, t, _, *size = batch.clip.shape
-    around = torch.eye(3)
+    around = None
     if augmentation.orbit_deg:
         angle = torch.deg2rad(augmentation.orbit_deg * (torch.rand(b, generator=generator) * 2 - 1))
         batch, around = orbited(batch, angle, augmentation.plane_m)
     state = _given(batch.state, "robot state")
     camera, turned = random_camera_warp(state.camera, augmentation, generator, (size[0], size[1]))
-    homography = around @ turned
+    homography = turned if around is None else around @ turned
     clip = warp_images(batch.clip.flatten(0, 1), homography.repeat_interleave(t, 0)).unflatten(0, (b, t))
     clip = random_colours(clip, augmentation, generator)
     pixels, depth = camera.project(_given(batch.targets.positions, "positions"))

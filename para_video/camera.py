@@ -234,14 +234,15 @@ class Camera:
         What a moved camera sees depends on depth, which an image does not tell. But the move takes the camera's centre from C to
         C' at the same height, and so does a shear of the world along the plane, x -> x + a (z - plane_m) with a = (C' - C) /
         (C_z - plane_m). Rays stay rays under it, so the image of the sheared world is a homography of the old one, whatever the
-        depth: what lies on the plane looks as from the new side, what stands on it leans, and heights stay.
+        depth: what lies on the plane looks as from the new side, what stands on it leans, the more the flatter the view, and
+        heights stay.
 
         Args:
-            angle: (*b,) radians. plane_m: world z of the horizontal plane.
+            angle: (*b,) radians, anticlockwise seen from above. plane_m: world z of the horizontal plane.
 
         Returns:
-            the new camera, which stays where it was if it does not look at the plane; H (*b, 3, 3) with old_pixel ~ H new_pixel in
-            homogeneous coordinates; and a (*b, 3), whose z is 0.
+            the new camera, which stays where it was if it does not look down at the plane; H (*b, 3, 3) with old_pixel ~ H
+            new_pixel in homogeneous coordinates; and a (*b, 3), whose z is 0.
 
         Raises:
             ValueError: the camera has lens distortion, for which the warp is no homography.
@@ -251,12 +252,14 @@ class Camera:
         K, pose = self.intrinsics, self.world_T_camera.clone()
         height = torch.full((*self.batch_shape, 1), plane_m).to(K)
         target = self.lift_at_height(K[..., None, :2, 2], height)[..., 0, :]
-        angle = torch.where(target.isnan().any(-1), 0.0, angle)
+        above = self.position[..., 2] - plane_m
+        still = target.isnan().any(-1) | (above == 0)
+        angle = torch.where(still, 0.0, angle)
         cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], -1).unflatten(-1, (3, 3))
         away = self.position - target.nan_to_num()
         moved = (turn @ away[..., None])[..., 0] - away
-        lean = moved / (self.position[..., 2:] - plane_m)
+        lean = moved / torch.where(still, 1.0, above)[..., None]
         pose[..., :3, :3] = turn @ pose[..., :3, :3]
         pose[..., :3, 3] += moved
         upright = torch.eye(3).to(K).repeat(*self.batch_shape, 1, 1)

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BRIGHTEST = 1.1
-"""What passes for white, with what resizing overshoots; brighter pixels are of another range."""
+OVERSHOOT = 0.1
+"""How far from [0, 1] resizing may have taken pixels; those beyond are of another range."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ class FeatureSpec:
         """Raise ValueError, naming value, limit and remedy, unless video (b, t, 3, H, W) and horizon are allowed."""
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
             raise ValueError(f"video must be (b, t, 3, H, W) float in [0, 1], got {tuple(video.shape)} {video.dtype}")
-        if video.numel() and not video.is_meta and (most := float(video.detach().amax())) > BRIGHTEST:
-            raise ValueError(f"video must lie in [0, 1], got values up to {most:g}: divide pixels of 0 to 255 by 255")
+        if video.numel() and not video.is_meta and not torch.compiler.is_compiling():
+            least, most = (float(value) for value in video.detach().aminmax())
+            if not -OVERSHOOT <= least <= most <= 1 + OVERSHOOT:
+                raise ValueError(
+                    f"video must lie in [0, 1], got values from {least:g} to {most:g}: divide pixels of 0 to 255 by 255, and leave "
+                    "normalisation to the backbone"
+                )
         low, high = self.contexts
         if not low <= video.shape[1] <= high:
             raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
@@ -68,7 +73,7 @@ class FeatureSpec:
         if not 0 <= horizon <= self.max_horizon:
             if not self.max_horizon:
                 raise ValueError(f"horizon {horizon}; this backbone does not predict future frames: leave horizon at 0")
-            raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames")
+            raise ValueError(f"horizon {horizon}; this backbone predicts 0 to {self.max_horizon} future frames: ask for fewer")
 
 
 @dataclass(frozen=True)

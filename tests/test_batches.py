@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from para_video.agent import Batch
-from para_video.batches import Augmentation, DemoBatches, augmented, mirrored, shifted
+from para_video.batches import Augmentation, DemoBatches, augmented, mirrored, orbited, shifted
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
 
@@ -107,6 +107,18 @@ def test_a_shifted_world_looks_the_same() -> None:
     torch.testing.assert_close(batch.state.camera.project(batch.targets.positions)[0], plain.targets.pixels, atol=1e-4, rtol=0)
     moved = batch.targets.positions - plain.targets.positions
     torch.testing.assert_close(moved[0], torch.tensor([0.03, -0.02, 0.0]).expand_as(moved[0]))
+
+
+def test_robot_and_targets_lean_alike_before_an_orbiting_camera() -> None:
+    plain = batches().gather([(0, 2), (0, 5)])
+    angle = torch.tensor([0.3, 0.0])
+    batch, homography = orbited(plain, angle, 0.01)
+    _, _, lean = plain.state.camera.orbited(angle, 0.01)
+    moved, heights = batch.targets.positions - plain.targets.positions, plain.targets.positions[..., 2:] - 0.01
+    torch.testing.assert_close(moved, lean[:, None] * heights)
+    torch.testing.assert_close(batch.state.position - plain.state.position, lean * (plain.state.position[:, 2:] - 0.01))
+    assert moved[0].norm(dim=-1).min() > 1e-3 and not moved[1].any()
+    torch.testing.assert_close(homography[1], torch.eye(3), atol=1e-5, rtol=0)
 
 
 def test_a_robot_without_demonstrations_is_refused() -> None:

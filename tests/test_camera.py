@@ -219,6 +219,9 @@ def test_a_camera_that_does_not_look_at_the_plane_stays() -> None:
     torch.testing.assert_close(new.world_T_camera[0], up.world_T_camera[0])
     torch.testing.assert_close(old_H_new[0], torch.eye(3, dtype=torch.float64))
     assert (lean[0] == 0).all() and lean[1, :2].norm() > 0.1
+    within, _, none = up.orbited(tensor([0.3, 0.3]), float(up.position[0, 2]))
+    torch.testing.assert_close(within.world_T_camera[0], up.world_T_camera[0])
+    assert (none[0] == 0).all()
 
 
 def test_a_mirrored_camera_sees_the_reflected_world_in_the_flipped_image() -> None:

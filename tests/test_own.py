@@ -29,15 +29,19 @@ def test_the_backbone_keeps_its_promises() -> None:
 def test_pixels_of_another_range_are_told() -> None:
     names: dict = {"__name__": "own"}
     exec(program(0), names)
-    with pytest.raises(ValueError, match="values up to 255: divide pixels of 0 to 255 by 255"):
-        names["SmallNet"]().features(255 * torch.ones(1, 1, 3, 8, 8))
+    frames = torch.ones(1, 1, 3, 8, 8)
+    for wrong in (255 * frames, frames - 2, torch.nan * frames):
+        with pytest.raises(ValueError, match=r"values from .* divide pixels of 0 to 255 by 255"):
+            names["SmallNet"]().features(wrong)
 
 
 def test_the_head_learns(capsys: pytest.CaptureFixture) -> None:
-    source = program(1)
+    source, names = program(1), {"__name__": "own"}
     assert "STEPS = 100" in source
-    exec(source.replace("STEPS = 100", "STEPS = 12"), {"__name__": "own"})
-    assert float(re.search(r"batch: ([\d.]+) px", capsys.readouterr().out)[1]) < 45
+    exec(source.replace("STEPS = 100", "STEPS = 12"), names)
+    error = float(re.search(r"batch: ([\d.]+) px", capsys.readouterr().out)[1])
+    guess = (names["centres"] - 63.5).norm(dim=-1)[names["visible"]].median()
+    assert error < 0.8 * guess, "than the middle of the image"
 
 
 def test_a_policy_acts_on_the_observation() -> None:

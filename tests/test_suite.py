@@ -12,6 +12,7 @@ from finetune import robot, suite
 from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
 from finetune.suite_page import Target, gap, means_table, ordered, outcomes, targets_table, tasks_table
+from para_video.policy import Schedule
 from para_video.rollout import Cell, Episode
 from para_video.sims.shifts import Shift
 
@@ -84,6 +85,17 @@ def test_each_experiment_gets_as_many_episodes_as_it_asked_for(tiny, acted):
     assert len(acted) == 3
     lengths = [len(tiny.rows(name).find(policy="para", view="none")[0]["succeeded"]) for name in ("few", "many")]
     assert lengths == [2, 6]
+
+
+def test_cells_of_other_steps_or_another_schedule_are_measured_again(tiny, acted, monkeypatch):
+    run(tiny, some=GRID)
+    longer = replace(GRID, options={"steps": 2})
+    assert [job.policy for job in missing_jobs(tiny, {"some": [longer]})] == ["para"], "references are not trained"
+    run(tiny, some=longer)
+    assert {row["steps"] for row in tiny.rows("some").find(policy="para")} == {2}
+    assert missing_jobs(tiny, {"some": [longer]}) == []
+    monkeypatch.setattr(suite, "DEFAULT_SCHEDULE", Schedule(executed=5))
+    assert len(missing_jobs(tiny, {"some": [longer]})) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from finetune.grid import KEY
 from finetune.trained import load_trained, told
@@ -55,6 +58,20 @@ def measure(name: str, tmp_path: Path, *runs: Path, **options) -> tuple[list[dic
         return names["main"](config), config.page.read_text()
 
 
+def test_a_policy_on_a_backbone_of_ones_own_is_loaded_by_who_trusts_it(run: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "ownpackage.py").write_text("from backbones.mini import MiniVideo\n\n\nclass Mine(MiniVideo):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = shutil.copytree(run, tmp_path / "robot") / "para"
+    config = (folder / "config.json").read_text().replace("backbones.mini:MiniVideo", "ownpackage:Mine")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="pass 'ownpackage' among `trusted`"):
+        load_trained(folder)
+    assert type(load_trained(folder, ["ownpackage"]).policy.backbone).__name__ == "Mine"
+    for name in ("ladder", "equivariance", "beyond", "pictures"):
+        parsed = tyro.cli(import_module(f"benchmarks.{name}").Config, args=["--trust", "ownpackage", str(folder)])
+        assert parsed.trust == ("ownpackage",) and parsed.runs == (folder,)
+
+
 def test_a_policy_is_loaded_with_the_task_of_its_run(run: Path, tmp_path: Path) -> None:
     trained = load_trained(run / "para")
     assert trained.key == {"task": "reach-v3", "demos": 2, "seed": 3, "policy": "para"} and trained.config.size == 48
@@ -95,7 +112,7 @@ def test_every_way_beyond_the_peak_is_measured_on_the_same_episodes(run: Path, t
     rows, page = measure("beyond", tmp_path, run / "para", shifts="none", tuning_episodes=1)
     assert len(rows) == 6 and len({row["limit"] for row in rows}) == 1
     worth = next(row for row in rows if row["arm"] == "as it is")["calibration"]["same"]
-    assert worth["entropy"]["decisions"] == 1 and worth["surprise"]["episodes"] == 1
+    assert worth["entropy"]["decisions"] == 2 and worth["surprise"]["episodes"] == 1
     assert page.count("<!-- end of table -->") == 2 and "| PARA | both cameras | 0/1" in page
     assert all((tmp_path / name).stat().st_size > 0 for name in ("beyond.png", "beyond-doubt.png"))
 
