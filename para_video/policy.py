@@ -91,7 +91,8 @@ class Schedule:
 
 
 DEFAULT_SCHEDULE = Schedule()
-"""One that the re-planning oracle passes on Meta-World, and the best of those for trained policies: docs/oracle.md."""
+"""One that does not hold back the re-planning oracle on Meta-World's hard tasks, and the best of those for trained policies:
+docs/oracle.md."""
 
 
 class Policy(Protocol):
