@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from para_video.confidence import Cautious, Decision, Witness, area_under_curve, calibration, doubt, rank_correlation
-from para_video.policy import Actions, Observation
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation
 from para_video.rollout import Episode, rollout
 from para_video.sims.metaworld import MetaWorldEnv, MetaWorldServo
 
@@ -55,7 +55,7 @@ def test_rollouts_ask_again_after_as_few_targets_as_a_decision_says() -> None:
         unsure, sure = Says(decision(5.0)), Says(decision(0.0))
         for policy in (unsure, sure):
             rollout(env, Cautious(policy, 1.0), MetaWorldServo(), 0, context=0, horizon=18)
-    assert (unsure.asked, sure.asked) == (6, 2)
+    assert (unsure.asked, sure.asked) == (6, 6 // DEFAULT_SCHEDULE.executed)
 
 
 def test_a_witness_compares_with_the_expert_and_leaves_the_episode_as_it_is() -> None:
@@ -64,8 +64,8 @@ def test_a_witness_compares_with_the_expert_and_leaves_the_episode_as_it_is() ->
         act = partial(rollout, env, Says(decision(2.0)), MetaWorldServo(), 0, context=0, horizon=18)
         plain, seen = (act(on_decision=told) for told in (None, witness))
         env.reset(0)
-        points = witness.oracle.plan().points[:3]
-    assert plain.steps == seen.steps and len(witness.decisions) == 2
+        points = witness.oracle.plan().points[: DEFAULT_SCHEDULE.executed]
+    assert plain.steps == seen.steps and len(witness.decisions) == 6 // DEFAULT_SCHEDULE.executed
     first = witness.decisions[0]
     assert (first.entropy, first.surprise) == (2, 4)
     assert first.error_mm == pytest.approx(1e3 * float(points.norm(dim=-1).mean()), rel=1e-4)

@@ -9,7 +9,7 @@ import torch
 from para_video.camera import Camera
 from para_video.figures import FAILURE, SUCCESS, upscale_points
 from para_video.films import Decision, Film, heatmap_sheet, moments, rollout_sheet, shoot
-from para_video.policy import Actions, Observation, StepResult, View
+from para_video.policy import DEFAULT_SCHEDULE, Actions, Observation, StepResult, View
 from para_video.rollout import Episode
 
 GRIPPER_POINT = (0.1, -0.05, 1.0)
@@ -71,7 +71,8 @@ def test_an_episode_is_filmed_larger_than_the_policy_sees_it() -> None:
     found = shoot(Point(16), Point(48), Pointer(), Pointer(), seed=5, horizon=60)
     assert (found.episode.seed, found.episode.succeeded_at, found.episode.steps) == (5, 20, 30)
     assert found.frames.shape == (11, 48, 48, 3) and found.frames[:, 0, 0, 0].tolist() == list(range(0, 31, 3))
-    assert [each.step for each in found.decisions] == [0, 9, 18, 27]
+    between = DEFAULT_SCHEDULE.frame_stride * DEFAULT_SCHEDULE.executed
+    assert [each.step for each in found.decisions] == list(range(0, 30, between))
     seen, _ = Point(48).camera.project(torch.tensor([GRIPPER_POINT]))
     np.testing.assert_allclose(found.decisions[0].points, seen.expand(6, 2), atol=1e-4)
 
