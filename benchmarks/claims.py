@@ -1,7 +1,7 @@
 """Every claim, measured: each experiment is one command and one JSON file, and the page of tables and figures follows from these.
 
     python benchmarks/claims.py headlines          # one experiment, or several
-    python benchmarks/claims.py                    # all of them: make claims, about ten hours on two cores
+    python benchmarks/claims.py                    # all of them: make claims, ten to thirteen hours on two cores
     python benchmarks/claims.py --quick            # a reduced grid of each: make claims-quick, at most half an hour
     python benchmarks/claims.py --estimate         # what is missing, and how long it will take
 
