@@ -12,12 +12,12 @@ trained, remove that folder and the results.
 All policies start from robot.py's own default: the shipped video model, and what fits of the heads that learnt circles on it: all
 of PARA, the trunk of regression, and nothing of ACT. --init none starts every head fresh.
 
-Policies are trained for 900 steps on up to five demonstrations, for 1200 on more. To fit into ten hours, headlines are
-evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in each task's cell; regression is
-represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments
-are on two tasks and one training seed with 50 episodes a cell, and where a question is about PARA alone (demonstrations other than
-5 and 20, circles, calibration, heads), about PARA alone. --quick trains each for 600 steps, on one task, and has 20 episodes a
-cell.
+Policies are trained for 900 steps on up to five demonstrations, for 1200 on more. So that all fits into ten to thirteen hours,
+headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in each task's cell;
+regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
+experiments are on two tasks and one training seed with 50 episodes a cell, and where a question is about PARA alone (demonstrations
+other than 5 and 20, circles, calibration, heads), about PARA alone. --quick trains each for 600 steps, on one task, and has 20
+episodes a cell.
 """
 
 from __future__ import annotations

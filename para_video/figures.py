@@ -429,12 +429,10 @@ def labelled_points(
     with matplotlib.style.context("default"):
         figure, axes = _axes(6.4, 4.0)
         for i, (name, (x, y)) in enumerate(points.items()):
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8, "linestyle": "", "label": name}
-            if spans and name in spans:
-                low, high = spans[name]
-                axes.errorbar(x, y, [[y - low], [high - y]], capsize=4, **look)
-            else:
-                axes.plot(x, y, **look)
+            low, high = (spans or {}).get(name, (y, y))
+            reach = [[y - low], [high - y]] if spans else None
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8}
+            axes.errorbar(x, y, reach, label=name, linestyle="", capsize=4, **look)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if wide else "linear")
         _finish(path, figure, axes, title)
 
