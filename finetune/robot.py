@@ -353,23 +353,28 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
     if config.train == "joint" or config.video_steps:
-        if not backbone.spec.generative:
-            raise ValueError(
-                f"{config.backbone} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
-            )
-        ahead = shown_future(backbone, max(PolicySpec.times))
-        try:
-            backbone.spec.check_horizon(ahead)
-        except ValueError as error:
-            option = json.dumps({"max_horizon": ahead})
-            raise ValueError(
-                f"--train joint and --video-steps have {config.backbone} predict {ahead} frames: {error}, or build it with more, such "
-                f"as --backbone-options '{option}'"
-            ) from error
+        check_predicts(backbone, config.backbone)
     if config.train != "heads" or config.video_steps:
         check_precision(backbone.requires_grad_(True))
     try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)
     return backbone
+
+
+def check_predicts(backbone: VideoBackbone, name: str) -> None:
+    """Raise ValueError unless a backbone can learn to predict what policies are trained to foresee."""
+    if not backbone.spec.generative:
+        raise ValueError(
+            f"{name} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
+        )
+    ahead = shown_future(backbone, max(PolicySpec.times))
+    try:
+        backbone.spec.check_horizon(ahead)
+    except ValueError as error:
+        option = json.dumps({"max_horizon": ahead})
+        raise ValueError(
+            f"--train joint and --video-steps have {name} predict {ahead} frames: {error}, or build it with more, such as "
+            f"--backbone-options '{option}'"
+        ) from error
 
 
 def shown_future(backbone: VideoBackbone, latest: float) -> int:
