@@ -1,4 +1,4 @@
-"""The table of backbones in README.md, from the catalogue.
+"""The table of backbones in docs/backbones.md, from the catalogue.
 
 python benchmarks/catalogue_table.py
 """
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 class Config:
     """page: where the table is replaced."""
 
-    page: Path = ROOT / "README.md"
+    page: Path = ROOT / "docs" / "backbones.md"
 
 
 def main(config: Config) -> None:

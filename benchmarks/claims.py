@@ -343,7 +343,7 @@ def write(config: Config) -> None:
     files = {name: stored(config.folder, name) for name in EXPERIMENTS}
     rows = {name: ordered(file.find(), EXPERIMENTS[name]) for name, file in files.items()}
     config.page.parent.mkdir(parents=True, exist_ok=True)
-    table = targets_table(TARGETS, rows)
+    table = targets_table(TARGETS, rows, EXPERIMENTS)
     parts = ["## What it must show", "", table, ""]
     for name, experiment in EXPERIMENTS.items():
         parts += [f"## {name}", "", f"*Claim:* {experiment.claim}", ""]

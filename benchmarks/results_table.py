@@ -1,4 +1,4 @@
-"""The results in README.md, from the summaries in results/.
+"""The results in README.md and docs/results.md, from the summaries in results/.
 
 python benchmarks/results_table.py                               # rewrite the tables
 python benchmarks/results_table.py --collect runs/robot runs/circles   # take in the summaries of these runs first
@@ -17,13 +17,14 @@ from typing import Any
 import tyro
 
 from finetune.robot import RobotConfig
+from para_video.figures import markdown_table, write_place
 from para_video.runs import plain_settings
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
 from pretrain.video import VideoConfig
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- results: benchmarks/results_table.py -->\n", "<!-- end of results -->"
+PLACE = "benchmarks/results_table.py"
 UNNAMED = ("task", "demos", "out", "resume", "policies", "workers")
 """Options that are in a result's name already, or change no figure in it."""
 ROWS = {
@@ -42,16 +43,17 @@ class Config:
 
     Args:
         collect: folders of finished runs, whose summary.json is copied to `results` under a name that says what it is.
-        results: folder of summaries. page: the page whose tables are replaced.
+        results: folder of summaries. front: the page with runs that compare policies. page: that with all others.
     """
 
     collect: tuple[Path, ...] = ()
     results: Path = ROOT / "results"
-    page: Path = ROOT / "README.md"
+    front: Path = ROOT / "README.md"
+    page: Path = ROOT / "docs" / "results.md"
 
 
-def main(config: Config) -> str:
-    """Collect, then write and return the tables."""
+def main(config: Config) -> None:
+    """Collect, then write the tables."""
     for run in config.collect:
         summary = json.loads((run / "summary.json").read_text())
         summary["config"]["out"] = None  # a path of the machine that it ran on
@@ -64,17 +66,11 @@ def main(config: Config) -> str:
         for kind in ("robot-", "video", "circles")
     )
     compared = [summary for summary in robots if len(summary["policies"]) > 1]
-    parts = [robot_table(summary) for summary in compared]
-    if alone := [summary for summary in robots if summary not in compared]:
-        parts.append(alone_table(alone))
+    alone = [summary for summary in robots if summary not in compared]
+    write_place(config.front, PLACE, "\n\n".join(robot_table(summary) for summary in compared))
+    parts = [alone_table(alone)] if alone else []
     parts += [video_table(summary) for summary in videos] + [circles_table(summary) for summary in circles]
-    text = "\n".join(parts)
-    page = config.page.read_text()
-    if START not in page or END not in page:
-        raise ValueError(f"{config.page} has no place for the tables: it must contain the lines {START.strip()!r} and {END!r}")
-    before, rest = page.split(START)
-    write_atomically(config.page, (before + START + "\n" + text + "\n" + END + rest.split(END)[1]).encode())
-    return text
+    write_place(config.page, PLACE, "\n\n".join(parts))
 
 
 def name_of(summary: dict[str, Any]) -> str:
@@ -107,24 +103,21 @@ def robot_table(summary: dict[str, Any]) -> str:
     config, versions = summary["config"], summary["versions"]
     views = list(next(iter(summary["policies"].values()))["cells"])
     turned = [re.sub(r"^azimuth([+-].*)", r"\1 degrees", view) for view in views[1:]]
-    names = ["policy", "same view", *turned, "held, same view", "training s", "ms a decision"]
-    lines = [_row(names), _row(["---"] * len(names))]
+    names, lines = ["policy", "same view", *turned, "held, same view", "training s", "ms a decision"], []
     for name, policy in summary["policies"].items():
         cells = policy["cells"]
         held = f"{cells[views[0]]['held']}/{cells[views[0]]['episodes']}"
-        lines.append(_row([
-            ROWS.get(name, name), *(_cell(cells[view]) for view in views), held,
-            f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}",
-        ]))  # fmt: skip
+        spent = f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}"
+        lines.append([ROWS.get(name, name), *(_cell(cells[view]) for view in views), held, *spent])
     for name, cell in summary["oracle"].items():
-        lines.append(_row([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""]))
+        lines.append([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""])
     steps = next(iter(summary["policies"].values()))["steps"]
     made = (
         f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
         f"training seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes in all; torch {versions['torch']}, Meta-World "
         f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
     )
-    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+    return _titled(summary["command"], made, names, lines)
 
 
 def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
@@ -138,13 +131,13 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
         "read-out oracle",
         "blind replay",
     ]
-    lines = [_row(names), _row(["---"] * len(names))]
+    lines = []
     for summary in summaries:
         (policy,), oracle = summary["policies"].values(), summary["oracle"]
         cells = [_cell(policy["cells"][view]) for view in ("same", "azimuth+18")]
         bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
-        lines.append(_row([f"`{summary['command'].split(maxsplit=2)[2]}`", *cells, f"{policy['seconds']:.0f}", *bounds]))
-    return "\n".join([*lines, ""])
+        lines.append([f"`{summary['command'].split(maxsplit=2)[2]}`", *cells, f"{policy['seconds']:.0f}", *bounds])
+    return markdown_table(names, lines)
 
 
 def video_table(summary: dict[str, Any]) -> str:
@@ -152,26 +145,24 @@ def video_table(summary: dict[str, Any]) -> str:
     figures = summary["unseen"]
     if not figures:
         losses = summary["unseen_loss"]
-        lines = [_row(["loss on unseen clips", *(f"{n} seen" for n in losses["after"])])]
-        lines += [_row(["---"] * (len(losses["after"]) + 1))]
-        lines += [_row([f"{when} training", *(f"{value:.4f}" for value in found.values())]) for when, found in losses.items()]
-        return "\n".join([f"**`{summary['command']}`**: {trained(summary)}.", "", *lines, ""])
+        names = ["loss on unseen clips", *(f"{n} seen" for n in losses["after"])]
+        lines = [[f"{when} training", *(f"{value:.4f}" for value in found.values())] for when, found in losses.items()]
+        return _titled(summary["command"], f"{trained(summary)}.", names, lines)
     lines, shown = [], ("1", "3", "6")
     names = [f"{n} seen, +{k}" for n in figures for k in shown]
-    lines += [_row(["", *names]), _row(["---"] * (len(names) + 1))]
     told = {"copy": "last frame repeated", "sample": "one draw", "mean": "mean of {samples} draws", "expected": "one-step answer"}
     for key, text in told.items():
         cells = [f"{figures[n]['psnr_db'][key][k]:.2f} dB ({figures[n]['ssim'][key][k]:.2f})" for n in figures for k in shown]
-        lines.append(_row([text.format(**summary["config"]), *cells]))
+        lines.append([text.format(**summary["config"]), *cells])
     kinds = dict.fromkeys(kind for n in figures for kind in figures[n].get("gripper_error_px", {}))
     for kind in kinds:
         found = [figures[n].get("gripper_error_px", {}).get(kind, {}).get(k) for n in figures for k in shown]
-        lines.append(_row([f"gripper: {kind}", *("" if value is None else f"{value:.2f} px" for value in found)]))
+        lines.append([f"gripper: {kind}", *("" if value is None else f"{value:.2f} px" for value in found)])
     made = (
         f"{trained(summary)}. On {next(iter(figures.values()))['clips']} clips of scene families that it never saw: PSNR (SSIM) on "
         "the pixels that change; median error of the gripper's place, found by a network of its own in predicted frames."
     )
-    return "\n".join([f"**`{summary['command']}`**: {made}", "", *lines, ""])
+    return _titled(summary["command"], made, ["", *names], lines)
 
 
 def trained(summary: dict[str, Any]) -> str:
@@ -184,16 +175,15 @@ def circles_table(summary: dict[str, Any]) -> str:
     """Median errors by horizon beside constant velocity."""
     config, error, guess = summary["config"], summary["median_error_px"], summary["constant_velocity_px"]
     lines = [
-        _row(["frame", "seen", *(f"+{name}" for name in guess)]),
-        _row(["---"] * (len(guess) + 2)),
-        _row(["PARA head", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)]),
-        _row(["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())]),
+        ["PARA head", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)],
+        ["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())],
     ]
     made = (
         f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all; median pixels of error at "
         f"{config['size']} px on {config['held_out']} held-out clips."
     )
-    return "\n".join([f"**`{summary.get('command', 'python pretrain/circles.py')}`**: {made}", "", *lines, ""])
+    command = summary.get("command", "python pretrain/circles.py")
+    return _titled(command, made, ["frame", "seen", *(f"+{name}" for name in guess)], lines)
 
 
 def _cell(cell: dict[str, Any]) -> str:
@@ -201,8 +191,8 @@ def _cell(cell: dict[str, Any]) -> str:
     return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _titled(command: str, made: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return f"**`{command}`**: {made}\n\n{markdown_table(header, lines)}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -124,8 +125,9 @@ def view_name(view: str) -> str:
 # -------------------------------------------------------------------- tables
 
 
-def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]]) -> str:
-    """Every line of what is to be shown, with what was measured beside, reached or not."""
+def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], experiments: Mapping[str, Experiment]) -> str:
+    """Every line of what is to be shown, with what was measured beside, reached or not; so far, where tasks or training seeds of
+    the experiment are missing."""
     lines = []
     for target in targets:
         of = lambda policy="para", target=target, **key: outcomes(  # noqa: E731
@@ -142,6 +144,8 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]]) 
             if other
         ]
         reached = "not measured" if rate is None else ("**yes**" if rate.mean >= target.share else "no")
+        if para and not para.keys() >= wanted(target, experiments[target.experiment]):
+            reached = f"{reached.strip('*')}, so far"
         lines.append(
             [
                 target.text + target.remark,
@@ -154,6 +158,16 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]]) 
         )
     header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
     return markdown_table(header, lines)
+
+
+def wanted(target: Target, experiment: Experiment) -> set[tuple[str, int]]:
+    """The tasks and training seeds that a target is about."""
+    return {
+        place
+        for grid in experiment.grids
+        if grid.arm == target.arm and target.demos in grid.demos and not {*target.views}.isdisjoint(grid.views)
+        for place in product(grid.tasks, grid.seeds)
+    }
 
 
 def means_table(experiment: Experiment, rows: Sequence[Row], views: Mapping[str, Sequence[str]]) -> str:

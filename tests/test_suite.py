@@ -215,10 +215,17 @@ def test_a_line_of_what_is_to_be_shown_is_reached_or_not_or_not_measured():
         Target("circles", 0.6, "c", 5, ("none",), arm="circles", other_arm="scratch"),
     ]
     rows = {"a": [row("1" * 19 + "0"), row("0" * 20, policy="act")], "c": [row("10", arm="circles"), row("00", arm="scratch")]}
-    table = [line.split(" | ") for line in targets_table(targets, rows).splitlines()[2:]]
+    experiments = {
+        "a": Experiment("a", "", (replace(GRID, demos=(5,), policies=("para", "act")),), ()),
+        "c": Experiment("c", "", tuple(replace(GRID, demos=(5,), arm=arm) for arm in ("circles", "scratch")), ()),
+    }
+    table = [line.split(" | ") for line in targets_table(targets, rows, experiments).splitlines()[2:]]
     assert table[0][1:4] == ["90%", "95% (76% to 99%)", "**yes**"] and "ACT 0%" in table[0][4] and "+95 (" in table[0][4]
     assert table[1][3] == "not measured" and table[2][3] == "no" and "scratch 0%" in table[2][4]
     assert table[0][5].startswith("1 task, 1 seed, 20 episodes")
+    for missing in ({"tasks": ("reach-v3", "push-v3")}, {"seeds": (0, 1)}):
+        more = {**experiments, "a": Experiment("a", "", (replace(GRID, demos=(5,), **missing),), ())}
+        assert " | yes, so far | " in targets_table(targets, rows, more)
 
 
 def test_tables_compare_arms_and_bring_what_bounds_them():
