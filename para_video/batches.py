@@ -36,8 +36,8 @@ class Augmentation:
         orbit_deg: the camera goes around the vertical axis through the point of the plane z = `plane_m` that it looks at, by up to
             this angle. The image is exact, but of a world whose upright things lean, see `para_video.camera.Camera.orbited`.
         plane_m: world z of what things stand on.
-        repaint: probability that each large surface of one colour (table, wall, arm, floor) is painted anew, see
-            `para_video.repaint`: a policy is then not to rely on how its surroundings look.
+        repaint: probability that a clip's surroundings, large surfaces of one colour (table, wall, arm, floor), are painted anew,
+            see `para_video.repaint`: a policy is then not to rely on how they look.
         paste: patches of other demonstrations that are pasted into a clip. paste_size: least and most of their height and width, as
             shares of the image's. paste_away: how far, as a share of its width, they stay from wherever the demonstration's
             gripper comes: what is handled is not hidden, and labels stay.
@@ -255,9 +255,12 @@ class DemoBatches(Dataset):
         return augmented(batch, self.augmentation, torch.Generator().manual_seed(seed))
 
     def _repainted(self, clips: Tensor, steps: Sequence[tuple[int, int]], probability: float, rng: np.random.Generator) -> Tensor:
-        """Clips (b, t, 3, H, W) of steps with other surroundings."""
-        surfaces = [self.surfaces[d][self._shown(d, k)] for d, k in steps]
-        return torch.stack([repainted(clip, where, probability, rng) for clip, where in zip(clips, surfaces, strict=True)])
+        """Clips (b, t, 3, H, W) of steps, each with other surroundings by a probability; the rest is how a policy starts out."""
+        clips = clips.clone()
+        for clip, (d, k) in zip(clips, steps, strict=True):
+            if rng.random() < probability:
+                clip[:] = repainted(clip, self.surfaces[d][self._shown(d, k)], rng)
+        return clips
 
     def _pasted(
         self, clips: Tensor, steps: Sequence[tuple[int, int]], augmentation: Augmentation, rng: np.random.Generator

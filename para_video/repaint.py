@@ -25,8 +25,15 @@ JOINED = 14.0
 """Colours closer than this, in `_colour_space`, are shades of one surface."""
 LIGHTNESS = 0.35
 """Weight of lightness beside hue: a surface is lit unevenly."""
+CHROMA_AT, DARK = 30.0, 15.0
+"""In a surface's shades chroma rises with lightness; it is told as it would be at this lightness. What is added to both, since the
+hue of what is nearly black is noise."""
 LEAST_SHARE = 0.012
-"""Of the image that a connected patch covers at least to be repainted."""
+"""Of the image that a patch covers at least to be repainted."""
+GAP_PX = 2
+"""Pixels that may lie between parts of a patch."""
+REPAINTED = 0.8
+"""Probability for each surface of a clip that is repainted."""
 SAMPLED = 20_000
 """Pixels that colours are found from."""
 PLAIN = 0.4
@@ -64,24 +71,27 @@ class Palette:
 
     def surfaces(self, frames: Tensor) -> Tensor:
         """(n, H, W) uint8: the surface at each pixel of frames (n, 3, H, W) uint8, 0 where a patch of it is small."""
+        near = np.ones((GAP_PX + 1, GAP_PX + 1))
         red, green, blue = (frames >> _BITS).numpy().swapaxes(0, 1)
         found = self.surface[red, green, blue]
         for frame in found:
             large = np.zeros(frame.shape, bool)
             for surface in np.flatnonzero(np.bincount(frame.ravel()) >= LEAST_SHARE * frame.size):
-                patches, count = ndimage.label(frame == surface)
-                size = np.bincount(patches.ravel(), minlength=count + 1)
-                large |= (patches > 0) & (size >= LEAST_SHARE * frame.size)[patches]
+                where = frame == surface
+                patches, count = ndimage.label(ndimage.binary_dilation(where, near))
+                size = np.bincount(patches[where], minlength=count + 1)
+                large |= where & (size >= LEAST_SHARE * frame.size)[patches]
             frame[~large] = 0
         return torch.from_numpy(found)
 
 
 def _colour_space(pixels: np.ndarray) -> np.ndarray:
-    """(n, 3) uint8 RGB to (n, 3): CIELAB with less of its lightness."""
-    return rgb2lab(pixels) * (LIGHTNESS, 1, 1)
+    """(n, 3) uint8 RGB to (n, 3): CIELAB, in which shades of a surface lie close."""
+    lightness, chroma = np.split(rgb2lab(pixels), [1], axis=-1)
+    return np.concatenate([LIGHTNESS * lightness, chroma * ((CHROMA_AT + DARK) / (lightness + DARK))], -1)
 
 
-def repainted(clip: Tensor, surfaces: Tensor, probability: float, rng: np.random.Generator) -> Tensor:
+def repainted(clip: Tensor, surfaces: Tensor, rng: np.random.Generator, probability: float = REPAINTED) -> Tensor:
     """A clip (t, 3, H, W) in [0, 1], each of whose surfaces (t, H, W) is painted anew with a probability: in one colour or with a
     texture, lit as it was, with some of its grain."""
     light = clip.mean(1, keepdim=True)

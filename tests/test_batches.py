@@ -30,7 +30,7 @@ def painted_demo(n: int = 12) -> Demo:
 
 
 def batches(augmentation: Augmentation | None = None, **options) -> DemoBatches:
-    return DemoBatches([painted_demo()], batch_size=4, chunk=3, stride=2, augmentation=augmentation, **options)
+    return DemoBatches([painted_demo()], chunk=3, stride=2, augmentation=augmentation, **{"batch_size": 4, **options})
 
 
 def centre_of_mass(images: Tensor) -> Tensor:
@@ -181,3 +181,8 @@ def test_repainting_follows_the_clip_and_leaves_labels_and_robot() -> None:
     torch.testing.assert_close(painted.state.position, plain.state.position)
     assert (painted.clip - plain.clip).abs().mean() > 0.05, "black is a surface too"
     same(painted, batches(replace(GEOMETRY, repaint=1.0), context=3)[5])
+
+
+def test_the_share_of_clips_that_is_asked_for_is_repainted() -> None:
+    plain, half = (batches(replace(GEOMETRY, repaint=p), batch_size=64)[5].clip for p in (0.0, 0.5))
+    assert 20 < sum(not torch.equal(*pair) for pair in zip(plain, half, strict=True)) < 44
