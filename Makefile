@@ -37,7 +37,7 @@ bench: venv  ## speed, as ratios
 claims-quick: venv  ## every experiment in small, at most half an hour: results/claims-quick
 	$(BIN)/python benchmarks/claims.py --quick
 
-claims: venv  ## every experiment, ten to thirteen hours on two cores; run it again after a cut: docs/claims.md
+claims: venv  ## every experiment, ten to fourteen hours on two cores; run it again after a cut: docs/claims.md
 	$(BIN)/python benchmarks/claims.py
 
 clean:  ## remove .venv, caches and runs

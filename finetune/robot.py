@@ -91,7 +91,7 @@ LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 READOUT_OPTIONS = ("lift", "joint_volume", "gripper_bins")
-PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening")
+PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening", "state_noise")
 """What `head_options` may name, of `ReadoutSpec` and of `ParaHead`."""
 
 

@@ -182,7 +182,7 @@ class PolicyJob:
                 begun, seeds = time.perf_counter(), evaluation_seeds(_episodes(wanted))
                 measured = robot.evaluate_view(self.policy, policy, config, Shift.parse(view), horizon, seeds)
                 spent = {
-                    "steps": cost["steps"], "seconds": round(cost["seconds"], 1), "horizon": horizon,
+                    "trained_on": self.name, "steps": cost["steps"], "seconds": round(cost["seconds"], 1), "horizon": horizon,
                     "act_seconds": round((time.perf_counter() - begun) / len(seeds), 3),
                 }  # fmt: skip
                 keep(suite, wanted, config, self.policy, measured, spent)
@@ -248,22 +248,22 @@ def missing_jobs(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> lis
         for grid in grids:
             for config, policy in _policies(suite, grid):
                 cell = (grid.arm, config.task, config.demos, config.seed, policy or REFERENCES[-1])
+                job = _job(suite, config, policy)
                 wanted = [
                     Wanted(experiment, grid.arm, view, grid.episodes)
                     for view in _views(grid, policy)
-                    if not _counts(known.get((*cell, view)), config, grid.episodes)
+                    if not _counts(known.get((*cell, view)), job.name, grid.episodes)
                 ]
                 if wanted:
-                    job = _job(suite, config, policy)
                     jobs.setdefault(job.name, (config.seed, job))[1].wanted.extend(wanted)
     return [job for _, job in sorted(jobs.values(), key=lambda entry: entry[0])]
 
 
-def _counts(row: Row | None, config: RobotConfig, episodes: int) -> bool:
-    """Whether a row, if there is one, is of the steps (of a policy), the schedule and the episodes that are wanted."""
+def _counts(row: Row | None, name: str, episodes: int) -> bool:
+    """Whether a row, if there is one, is of the policy (where it is one's), the schedule and the episodes that are wanted."""
     if row is None or len(row["succeeded"]) < episodes:
         return False
-    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("steps", config.steps) == config.steps
+    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("trained_on", name) == name
 
 
 def _policies(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:

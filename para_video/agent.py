@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from para_video.camera import Camera
@@ -19,6 +20,8 @@ from para_video.readout import ReadoutSpec, Targets
 RAY_DIM, RAY_M, RAY_LIMIT = 6, 0.3, 4.0
 RAYS_FROM_GRIPPER = slice(4, 6)
 """Of a ray map's channels, those that tell where the gripper is."""
+HEIGHT_NOISE_M, OPENING_NOISE = 0.01, 0.08
+"""Standard deviations of what `RobotState.roughly` adds."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,16 @@ class RobotState:
             beside = ground + self.position[:, None, 2:] * slope - self.position[:, None, :2]
             rays = torch.cat([ground / RAY_M, slope, beside / RAY_M], -1).clamp(-RAY_LIMIT, RAY_LIMIT)
         return rays.mT.unflatten(-1, (side, side))
+
+    def roughly(self, factor: float = 1.0) -> RobotState:
+        """The state with noise on height and opening, which is how a head in training is told them.
+
+        Told exactly, the two give away which moment of which demonstration this is, and a head learns by heart what followed. In
+        closed loop the gripper is soon at heights and openings that no demonstration had, and what was learnt by heart is wrong.
+        """
+        up = factor * HEIGHT_NOISE_M * torch.randn_like(self.opening)
+        opening = self.opening + factor * OPENING_NOISE * torch.randn_like(self.opening)
+        return replace(self, position=self.position + F.pad(up[:, None], (2, 0)), opening=opening.clamp(0, 1))
 
     def to(self, device: torch.device) -> RobotState:
         return RobotState(self.camera.to(device), *(part.to(device) for part in (self.position, self.rotation, self.opening)))

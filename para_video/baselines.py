@@ -175,8 +175,10 @@ class ActionCode(nn.Module):
         """(b, ROBOT_DIM + CAMERA_DIM): all that a compared policy is told besides the images, each number of order one.
 
         Args:
-            state: of b clips. size: (H, W) of the image, in which pixels and intrinsics are expressed.
+            state: of b clips; told roughly in training, as PARA is. size: (H, W) of the image, in which pixels and intrinsics
+                are expressed.
         """
+        state = state.roughly() if self.training else state
         with torch.autocast(state.position.device.type, enabled=False):
             camera = state.camera
             probes = torch.cat([torch.zeros(1, 3), PROBE_M * torch.eye(3)]).to(state.position)

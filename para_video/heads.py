@@ -148,6 +148,8 @@ class ParaHead(ActionHead):
             read this far (standard deviation) from the true pixel, as at test time they are read at a decoded one.
         start: whether the head is told where in the image the gripper is, and where rays go from there. opening: whether it is told
             the gripper's opening. Without them, to measure what they are worth.
+        state_noise: in training, a factor on the noise of what it is told of the robot, see `RobotState.roughly`; pixels, rays and
+            the height that bins count from are exact.
     """
 
     GRID, SIGMA_PX = 64, 2.0
@@ -166,9 +168,10 @@ class ParaHead(ActionHead):
         jitter_px: float = 1.5,
         start: bool = True,
         opening: bool = True,
+        state_noise: float = 1.0,
     ) -> None:
         super().__init__()
-        self.start, self.opening = start, opening
+        self.start, self.opening, self.state_noise = start, opening, state_noise
         if grid % 8 or grid < 8:
             raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
@@ -256,7 +259,7 @@ class ParaHead(ActionHead):
         """The maps under a robot's state, or under none."""
         if state is None:
             return self(features, times=query.times, size=query.size)
-        condition = self.robot_condition(state)
+        condition = self.robot_condition(state.roughly(self.state_noise) if self.training else state)
         rays = state.ray_map(self.trunk.side, query.size)
         if not self.start:
             rays[:, RAYS_FROM_GRIPPER] = 0

@@ -177,7 +177,7 @@ def test_a_ray_that_misses_the_plane_leaves_the_gripper_where_it_is() -> None:
 def test_codes_are_float32_under_autocast() -> None:
     batch = make_batch(2)
     for kind in ("xyz", "uvh"):
-        code = ActionCode(STATISTICS, SPEC, kind, relative=True)
+        code = ActionCode(STATISTICS, SPEC, kind, relative=True).eval()
         expected = (code.state(batch.state, SIZE), code.encode(batch.targets, batch.state, SIZE)[0])
         with torch.autocast("cpu", torch.bfloat16):
             found = (code.state(batch.state, SIZE), code.encode(batch.targets, batch.state, SIZE)[0])
@@ -188,12 +188,20 @@ def test_codes_are_float32_under_autocast() -> None:
         torch.testing.assert_close(decoded, batch.targets.positions, atol=1e-5, rtol=0)
 
 
+def test_in_training_the_state_is_told_roughly() -> None:
+    code, state = ActionCode(STATISTICS, SPEC, relative=False), make_batch(2).state
+    exact, rough = code.eval().state(state, SIZE), code.train().state(state, SIZE)
+    off = (rough - exact).abs()
+    assert (off[:, [2, 9]] > 0).all() and off[:, [0, 1, *range(3, 9)]].max() == 0, "height and opening"
+    assert off[:, ROBOT_DIM:].max() == 0, "the camera is known"
+
+
 def test_state_vector_by_hand() -> None:
     """A camera 1 m above the mean position that looks straight down; 90 degrees over 64 rows: focal length 32 px."""
     pose = torch.tensor([[[1.0, 0, 0, 0.0], [0, -1, 0, 0.6], [0, 0, -1, 1.1], [0, 0, 0, 1]]])
     position = torch.tensor([[0.1, 0.6, 0.1]])
     state = RobotState(Camera.from_fov(90.0, SIZE, pose), position, torch.eye(3)[None], torch.tensor([0.75]))
-    vector = ActionCode(STATISTICS, SPEC, relative=False).state(state, SIZE)[0]
+    vector = ActionCode(STATISTICS, SPEC, relative=False).eval().state(state, SIZE)[0]
     assert vector.shape == (ROBOT_DIM + CAMERA_DIM,)
     robot, camera = vector[:ROBOT_DIM], vector[ROBOT_DIM:]
     # position, rotation columns, opening, pixel (31.5 + 3.2, 31.5) on [-1, 1], depth 1 m less the mean's 1 m

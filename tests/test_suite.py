@@ -87,7 +87,7 @@ def test_each_experiment_gets_as_many_episodes_as_it_asked_for(tiny, acted):
     assert lengths == [2, 6]
 
 
-def test_cells_of_other_steps_or_another_schedule_are_measured_again(tiny, acted, monkeypatch):
+def test_cells_of_another_policy_or_another_schedule_are_measured_again(tiny, acted, monkeypatch):
     run(tiny, some=GRID)
     longer = replace(GRID, options={"steps": 2})
     assert [job.policy for job in missing_jobs(tiny, {"some": [longer]})] == ["para"], "references are not trained"
@@ -286,9 +286,12 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     assert (tmp_path / "other" / "claims.md").is_file()
 
 
-def test_more_demonstrations_are_trained_on_for_longer_unless_steps_are_given(claims):
+def test_more_demonstrations_are_trained_on_in_another_way_unless_steps_are_given(claims):
     grids = claims["Config"]().grids("headlines")
-    assert {(grid.demos, grid.options.get("steps")) for grid in grids} == {((5,), None), ((20,), 1200)}
+    assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in grids} == {
+        ((5,), None, None), ((20,), 1200, 0.5)
+    }  # fmt: skip
+    assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
     assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
     assert {grid.demos for grid in claims["Config"](steps=300).grids("headlines")} == {(5, 20)}
     assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
