@@ -253,6 +253,19 @@ def test_robot_condition_by_hand() -> None:
         assert torch.equal(head.robot_condition(state)[0], found)
 
 
+def test_height_and_opening_are_told_roughly_in_training_alone() -> None:
+    features, query, state = make_features(), Query(TIMES, SIZE), make_state()
+
+    def repeats(head: ParaHead) -> bool:
+        return torch.equal(*(head.maps(features, query, state).context for _ in range(2)))
+
+    assert repeats(make_head()) and repeats(make_head(state_noise=0.0).train()) and not repeats(make_head().train())
+    rough = make_state(512).roughly()
+    off = rough.position - make_state(512).position
+    assert off[:, :2].abs().max() == 0 and 0.008 < off[:, 2].std() < 0.012
+    assert 0.06 < (rough.opening - 0.5).std() < 0.1 and rough.roughly(9.0).opening.max() <= 1
+
+
 def test_a_head_that_is_not_told_of_start_or_opening_answers_the_same_whatever_they_are(monkeypatch) -> None:
     features, query, state = make_features(), Query(TIMES, SIZE), make_state()
     moved = replace(state, position=state.position + torch.tensor([0.05, 0.02, 0.0]))
