@@ -162,8 +162,8 @@ class RobotConfig:
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Render shadows and reflections (four times slower)."""
     repaint: float = 0.0
-    """Share of training clips whose surroundings (large surfaces of one colour: table, wall, arm) are painted anew, for every policy.
-    Try 0.5 where policies are to act in other surroundings, with more demonstrations and steps than the default."""
+    """Share of training clips whose surroundings (large surfaces of one colour: table, wall, arm) are painted anew, for every
+    policy. Try 0.5 where policies are to act in other surroundings, with more demonstrations and steps than the default."""
     seed: int = 0
     """Of weights and training batches."""
     out: Path | None = None
