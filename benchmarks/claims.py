@@ -103,7 +103,7 @@ def quick(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
     return Grid(SIDE[:1], demos if isinstance(demos, tuple) else (demos,), (0,), policies, **{"episodes": 20, **others})
 
 
-def by_steps(grid: Grid) -> list[Grid]:
+def split_by_demos(grid: Grid) -> list[Grid]:
     """A grid's part of few demonstrations and that of more, which are trained on in another way."""
     few, many = ([n for n in grid.demos if (n > FEW) == more] for more in (False, True))
     parts = [replace(grid, demos=tuple(few), references=grid.references and not many)] if few else []
@@ -301,7 +301,7 @@ class Config:
         experiment = EXPERIMENTS[name]
         own = {part: getattr(self, part) for part in ("tasks", "demos", "seeds", "episodes") if getattr(self, part)}
         grids = [replace(grid, **own) for grid in (experiment.quick if self.quick else experiment.grids)]
-        return grids if self.quick or self.steps is not None else [part for grid in grids for part in by_steps(grid)]
+        return grids if self.quick or self.steps is not None else [part for grid in grids for part in split_by_demos(grid)]
 
 
 def main(config: Config) -> None:
