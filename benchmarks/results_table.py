@@ -112,9 +112,10 @@ def robot_table(summary: dict[str, Any]) -> str:
     for name, cell in summary["oracle"].items():
         lines.append([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""])
     steps = next(iter(summary["policies"].values()))["steps"]
+    took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
         f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
-        f"training seed {summary['seed']}; {summary['seconds'] / 60:.0f} minutes in all; torch {versions['torch']}, Meta-World "
+        f"training seed {summary['seed']}{took}; torch {versions['torch']}, Meta-World "
         f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
     )
     return _titled(summary["command"], made, names, lines)

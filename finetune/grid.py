@@ -18,6 +18,7 @@ from rich.console import Console
 from finetune import robot
 from para_video.figures import display_name
 from para_video.rows import Row, Rows
+from para_video.runs import same_settings
 from para_video.sims.metaworld import episode_steps
 from para_video.statistics import difference, wilson_interval
 from para_video.training import make_accelerator
@@ -33,6 +34,9 @@ def measure(
 
     Args:
         configs: by policy; alike in task, demonstrations and seed. video: where the tuned video model of several arms is kept.
+
+    Raises:
+        ValueError: `work` has such a policy of other settings.
     """
     accelerator, folder = make_accelerator("bf16"), work
     for name, given in configs.items():
@@ -41,6 +45,8 @@ def measure(
         if rows.find(**key):
             continue
         config = replace(given, out=folder, resume=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         demos = robot.demonstrations(config, console).demos
         tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
         policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")

@@ -3,10 +3,10 @@
     python finetune/robot.py --demos 5
     python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # a minute, to look around
 
-Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same initial weights with the same
-budget, and lets each act in simulation: in the training setting, on views turned around the table, under any shift. What bounds the
-figures is measured too: the expert, the read-out oracle (the expert's future through PARA's read-out, re-planned as a policy
-re-plans) and a blind replay of a demonstration.
+Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same video model with the same budget,
+and lets each act in simulation: in the training setting, on views turned around the table, under any shift. What bounds the figures
+is measured too: the expert, the read-out oracle (the expert's future through PARA's read-out, re-planned as a policy re-plans) and
+a blind replay of a demonstration.
 """
 
 from __future__ import annotations
@@ -454,10 +454,12 @@ def train(
     trusted = trusted_packages(config.backbone)
     notes = folder / "training.json"
     if config.resume and notes.is_file():
-        return load_policy(folder, trusted=trusted, backbone=backbone)[0], json.loads(notes.read_text())
+        policy, _ = load_policy(folder, trusted=trusted, backbone=backbone)
+        return policy.to(accelerator.device), json.loads(notes.read_text())
     torch.manual_seed(config.seed)  # the backbone is drawn first: its initial weights are the same for every policy
     policy = spec.build(trusted=trusted, frozen=config.train == "heads", backbone=backbone)
     config.start(policy, name, console, video)
+    policy.to(accelerator.device)  # where features of a frozen backbone are computed
     kind = name.split("-")[0]
     rate = LEARNING_RATES[kind] if config.learning_rate is None else config.learning_rate
     with accelerator.main_process_first():
@@ -625,13 +627,17 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "config": plain_settings(config),
         "schedule": asdict(DEFAULT_SCHEDULE),
         "versions": versions(),
-        "seconds": time.perf_counter() - begun,
     }
+
+    def write() -> None:
+        summary["seconds"] = None if config.resume else time.perf_counter() - begun  # before a cut nobody counted
+        write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+
+    write()  # pictures may fail, and figures are then not lost
     draw(trained, summary, config, out, horizon)
-    summary["seconds"] = time.perf_counter() - begun
-    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    write()
     show(summary, console)
-    console.print(f"{summary['seconds']:.0f} s in all. Report, videos, figures and checkpoints: {out}")
+    console.print(f"{time.perf_counter() - begun:.0f} s. Report, videos, figures and checkpoints: {out}")
     return summary
 
 

@@ -1,7 +1,6 @@
 """Experiments as values, and the work that they ask for: cells are measured in worker processes and kept as rows.
 
-A policy is trained once for whatever experiments act with it, in a folder named after everything that it is trained on. What is not
-a grid of trainings joins a suite as another kind of `Job`.
+A policy is trained once for whatever experiments act with it, in a folder named after everything that it is trained on.
 """
 
 from __future__ import annotations
@@ -79,8 +78,7 @@ class Experiment:
     """A name, a sentence that says what it claims, and what is measured for it.
 
     Args:
-        grids: all of it. quick: the same in minutes. baseline: the arm that the others are compared with, if they are. jobs: of a
-            suite, the missing ones that come from no grid.
+        grids: all of it. quick: the same in minutes. baseline: the arm that the others are compared with, if they are.
     """
 
     name: str
@@ -88,7 +86,6 @@ class Experiment:
     grids: tuple[Grid, ...]
     quick: tuple[Grid, ...]
     baseline: str | None = None
-    jobs: Callable[[Suite], Sequence[Job]] = lambda _: ()
 
 
 @dataclass(frozen=True)

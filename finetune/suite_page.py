@@ -109,9 +109,10 @@ def told_gap(found: Estimate | None) -> str:
     return "" if found is None else f"{100 * found.mean:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
 
 
-def measured_on(found: Outcomes) -> str:
+def measured_on(found: Outcomes, views: int) -> str:
+    """How many episodes outcomes are of, each in so many views."""
     tasks, seeds = ({place[i] for place in found} for i in (0, 1))
-    count = sum(map(len, found.values()))
+    count = views * sum(map(len, found.values()))
     return f"{len(tasks)} task{'s' * (len(tasks) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {count} episodes"
 
 
@@ -153,7 +154,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
                 told(rate),
                 reached,
                 "; ".join(beside),
-                measured_on(para) * bool(para),
+                measured_on(para, len(target.views)) * bool(para),
             ]
         )
     header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
@@ -195,7 +196,7 @@ def means_table(experiment: Experiment, rows: Sequence[Row], views: Mapping[str,
                     base = outcomes(rows, merged, policy="para", arm=experiment.baseline, demos=demos)
                     cells.append(told_gap(gap(found["para"], base)) if arm != experiment.baseline else "")
                 most = max(found.values(), key=lambda each: sum(map(len, each.values())))
-                lines.append([*([arm] if any(arms) else []), str(demos), name, *cells, measured_on(most)])
+                lines.append([*([arm] if any(arms) else []), str(demos), name, *cells, measured_on(most, len(merged))])
     return markdown_table([*(["arm"] if any(arms) else []), "demonstrations", "view", *titles, "measured on"], lines)
 
 
@@ -226,10 +227,12 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     training = sum(once.values()) / 3600
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
+    executed = sorted({row["schedule"]["executed"] for row in trained})
     versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in trained}))}" for name, title in titles.items()]
     return (
         f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
-        f"{', '.join(map(str, steps))} steps of {settings['batch_size']} clips, training seeds {', '.join(map(str, seeds))}; "
+        f"{', '.join(map(str, steps))} steps of {settings['batch_size']} clips, training seeds {', '.join(map(str, seeds))}, "
+        f"{' or '.join(map(str, executed))} targets of a decision carried out; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
         f"{', '.join(versions)}."
     )

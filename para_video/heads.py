@@ -249,7 +249,7 @@ class ParaHead(ActionHead):
             maps, index=maps.index.repeat_interleave(h * w), context=maps.context.repeat_interleave(h * w, 1)
         )  # fmt: skip
         z = self.read(everywhere, pixels).z.log_softmax(-1).unflatten(1, (t, h, w)).movedim(-1, 2)
-        z = F.interpolate(z.flatten(0, 1), grid, mode="bilinear", align_corners=False).unflatten(0, z.shape[:2])
+        z = F.interpolate(z.flatten(0, 1), grid, mode="bilinear", align_corners=False).unflatten(0, z.shape[:2]).log_softmax(2)
         heat = torch.cat([maps.heat.float().flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
         return heat[..., :-1].unflatten(-1, grid)[:, :, None] + z
 

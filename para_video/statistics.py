@@ -43,16 +43,17 @@ def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
     """Success over tasks, all of which count alike.
 
     The interval is Wilson's for one task and one training seed, else `bootstrap`'s, as also for outcomes between 0 and 1. Where
-    every episode failed, or every one succeeded, a bootstrap has no width, and the interval is Wilson's of all episodes.
+    every episode failed, or every one succeeded, a bootstrap has no width, and the interval is Wilson's of as many episodes as
+    differ, which training seeds share.
 
     Args:
         tasks: outcomes (r, n) of each task, in [0, 1]. seed: of the bootstrap.
     """
     tables = [_table(task) for task in tasks]
-    outcomes = np.concatenate([table.ravel() for table in tables])
-    alone, kinds = len(tables) == 1 and len(tables[0]) == 1, set(outcomes.tolist())
+    episodes = np.concatenate([table.mean(0) for table in tables])
+    alone, kinds = len(tables) == 1 and len(tables[0]) == 1, set(episodes.tolist())
     if kinds <= {0.0, 1.0} and (alone or len(kinds) == 1):
-        return Estimate(float(outcomes.mean()), *wilson_interval(int(outcomes.sum()), len(outcomes)))
+        return Estimate(float(episodes.mean()), *wilson_interval(int(episodes.sum()), len(episodes)))
     return bootstrap(tables, seed)
 
 

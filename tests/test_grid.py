@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from finetune.grid import draw_arms, gain
+from finetune import robot
+from finetune.grid import KEY, draw_arms, gain, measure
+from para_video.rows import Rows
 
 
 def row(arm: str, digits: str, **changes):
@@ -18,6 +21,21 @@ def test_a_gain_is_paired_and_its_interval_by_hand():
     assert gain(better, better) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="measure what is missing"):
         gain(better, [row("b", "1" * 20)])
+
+
+def test_what_a_cut_left_of_other_settings_is_not_gone_on_with(tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: robot.DemoSet(()))
+    monkeypatch.setattr(robot, "train", cut)
+    rows = Rows(tmp_path / "rows.json", {}, KEY)
+    config = robot.RobotConfig(task="reach-v3", steps=2)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
+    with pytest.raises(ValueError, match="steps was 2 and is 3"):
+        measure("arm", {"para": robot.RobotConfig(task="reach-v3", steps=3)}, rows, tmp_path / "work", Console(quiet=True))
 
 
 def test_arms_are_drawn(tmp_path):

@@ -24,7 +24,7 @@ def test_one_run_has_wilsons_interval_and_so_have_episodes_that_all_went_alike()
     one = success_rate([[1] * 45 + [0] * 5])
     assert (one.mean, one.low, one.high) == (0.9, *wilson_interval(45, 50))
     never = success_rate([np.zeros((3, 25)), np.zeros((3, 25))])
-    assert (never.mean, never.low, never.high) == (0.0, *wilson_interval(0, 150))
+    assert (never.mean, never.low, never.high) == (0.0, *wilson_interval(0, 50)), "training seeds share episodes"
 
 
 def test_the_bootstrap_over_episodes_of_one_seed_is_the_binomials() -> None:

@@ -11,7 +11,7 @@ import pytest
 from finetune import robot, suite
 from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
-from finetune.suite_page import Target, gap, means_table, ordered, outcomes, targets_table, tasks_table
+from finetune.suite_page import Target, gap, means_table, measured_on, ordered, outcomes, targets_table, tasks_table
 from para_video.policy import Schedule
 from para_video.rollout import Cell, Episode
 from para_video.sims.shifts import Shift
@@ -286,15 +286,29 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     assert (tmp_path / "other" / "claims.md").is_file()
 
 
-def test_more_demonstrations_are_trained_on_in_another_way_unless_steps_are_given(claims):
+def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is_given(claims):
     grids = claims["Config"]().grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in grids} == {
         ((5,), None, None), ((20,), 1200, 0.5)
     }  # fmt: skip
     assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
     assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
-    assert {grid.demos for grid in claims["Config"](steps=300).grids("headlines")} == {(5, 20)}
+    shorter = claims["Config"](steps=300).grids("headlines")
+    assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in shorter} == {
+        ((5,), 300, None), ((20,), 300, 0.5)
+    }  # fmt: skip
     assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
+
+
+def test_circles_are_left_out_where_no_head_is_started_from(claims, acted, tmp_path, capsys):
+    config = claims["Config"](names=("circles",), init="none", workers=0, results=tmp_path / "results", work=tmp_path / "work")
+    claims["main"](config)
+    assert "circles is left out" in capsys.readouterr().out and acted == []
+
+
+def test_a_count_of_episodes_has_every_view():
+    found = outcomes([row("10", view="azimuth=18"), row("11", view="azimuth=-18")], ("azimuth=18", "azimuth=-18"))
+    assert measured_on(found, 2) == "1 task, 1 seed, 4 episodes"
 
 
 def test_grids_name_what_there_is(claims):
