@@ -60,7 +60,7 @@ LLAMA_3_8B, LLAVA_LLAMA_3_8B, QWEN_2_5_7B = 7_505_186_816, 8_355_272_704, 7_070_
 
 MINI = Facts(DIFFUSION, _generates(128, 4, 3, 8, 18, 16), ("joined",), 1_059_334, licence="Apache-2.0", gated=False)
 SVD = Facts(
-    DIFFUSION, _generates(1920, 8, 1, 8, 13, 64), ("up_blocks.1", "up_blocks.2"), 2_254_442_729, licence="Stability AI's own"
+    DIFFUSION, _generates(1920, 8, 1, 1, 13, 64), ("up_blocks.1", "up_blocks.2"), 2_254_442_729, licence="Stability AI's own"
 )
 
 # fmt: off

@@ -27,8 +27,9 @@ class SvdBackbone(LatentVideoBackbone):
 
     Args:
         unet, vae, image_encoder: its parts. taps: of the U-Net's blocks: down_blocks.i, mid_block, up_blocks.i.
-        level: sigma, at most 700. denoising_steps: by which the future is drawn down to it. max_context, max_horizon: most
-            observed and future frames; the published models learnt clips of 14 and 25 in all. fps: of the clips, as they are told.
+        level: sigma, at most 700. denoising_steps: by which the future is drawn down to it. max_context: most observed frames;
+            by default 8 where a level is given, and one at the highest, which drowns all but the first in noise. max_horizon: most
+            future frames; the published models learnt clips of 14 and 25 in all. fps: of the clips, as they are told.
 
     Raises:
         ValueError: see `LatentVideoBackbone`.
@@ -46,10 +47,11 @@ class SvdBackbone(LatentVideoBackbone):
         taps: Sequence[str] = ("up_blocks.1", "up_blocks.2"),
         level: float | None = None,
         denoising_steps: int = 1,
-        max_context: int = 8,
+        max_context: int | None = None,
         max_horizon: int = 13,
         fps: int = 7,
     ) -> None:
+        max_context = (1 if level is None else 8) if max_context is None else max_context
         widths, stride = unet.config.block_out_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         shapes = [unet_tap(tap, widths) for tap in taps]
         super().__init__(

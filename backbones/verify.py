@@ -123,12 +123,13 @@ def bits_apart(first: str, second: str) -> int:
 
 
 def cost(config: VerifyConfig) -> dict[str, Any]:
-    """Milliseconds and memory of a clip's features, measured in a process of its own, or why they could not be."""
+    """Milliseconds and memory of a clip's features, of frames as `compare` has them, measured in a process of its own; or why they
+    could not be."""
     try:
         from backbones import compare
 
         measured = compare.cost_apart(config.name, json.loads(config.options), compare.CompareConfig(repeats=3))
-        return {name: measured[name] for name in ("ms", "memory_mb", "threads")}
+        return {"size": compare.CompareConfig.size, **{name: measured[name] for name in ("ms", "memory_mb", "threads")}}
     except Exception as error:  # a model that cannot be measured still has its verdicts
         return {"not measured": f"{type(error).__name__}: {error}"}
 

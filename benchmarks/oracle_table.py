@@ -34,6 +34,7 @@ from para_video.rollout import (
     rollout,
 )
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
+from para_video.training import write_atomically
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- table: benchmarks/oracle_table.py -->\n", "<!-- end of table -->"
@@ -70,11 +71,11 @@ def main(config: Config) -> dict[str, Any]:
             settings = measured_with(env, config)
             if known.get(task, {}).get("settings") != settings:
                 known[task] = {"settings": settings, **measure(env, config)}
-                write(config.results, json.dumps(dict(sorted(known.items())), indent=1))
+                write_atomically(config.results, json.dumps(dict(sorted(known.items())), indent=1).encode())
                 tqdm.write(row(task, known[task]))
     shown = {task: known[task] for task in config.tasks}
     head, rest = (config.page.read_text() if config.page.exists() else START + END).split(START)
-    write(config.page, head + START + table(shown) + END + rest.split(END)[1])
+    write_atomically(config.page, (head + START + table(shown) + END + rest.split(END)[1]).encode())
     return shown
 
 
@@ -144,13 +145,6 @@ def table(measured: dict[str, Any]) -> str:
 def row(task: str, entry: dict[str, Any]) -> str:
     cells = " | ".join(f"{entry[name]['successes']} ({entry[name]['held']})" for name in COLUMNS)
     return f"| {task.removesuffix('-v3')} | {entry['horizon']} | {cells} |"
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pretrain.video import VideoConfig
 
 ROOT = Path(__file__).parent.parent
 PLACE = "benchmarks/results_table.py"
-UNNAMED = ("task", "demos", "out", "resume", "policies", "workers")
+UNNAMED = ("task", "demos", "out", "resume", "workers")
 """Options that are in a result's name already, or change no figure in it."""
 ROWS = {
     "para": "**PARA**",
@@ -135,7 +135,7 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
     lines = []
     for summary in summaries:
         (policy,), oracle = summary["policies"].values(), summary["oracle"]
-        cells = [_cell(policy["cells"][view]) for view in ("same", "azimuth+18")]
+        cells = [_cell(policy["cells"][view]) if view in policy["cells"] else "" for view in ("same", "azimuth+18")]
         bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
         lines.append([f"`{summary['command'].split(maxsplit=2)[2]}`", *cells, f"{policy['seconds']:.0f}", *bounds])
     return markdown_table(names, lines)

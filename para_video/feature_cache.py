@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +71,8 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
     spec = asdict(policy.backbone.spec)
     del spec["generative"]  # whether there is a loss says nothing of features: an offloaded model has the same ones, and none
     told = {
-        "format": FORMAT, "torch": torch.__version__, "backbone": type(policy.backbone).__qualname__,
-        "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
+        "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"),
+        "backbone": type(policy.backbone).__qualname__, "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
         "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
         "settings": policy.backbone.settings(), "weights": weight_digests(policy.backbone),
@@ -79,6 +80,7 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for demo in batches.demos:
         moves = demo.positions[:0] if demo.moves is None else demo.moves
+        digest.update(repr(demo.camera.distortion).encode())
         camera = (demo.camera.intrinsics.numpy(), demo.camera.world_T_camera.numpy())
         for part in (demo.frames, demo.positions, demo.rotations, demo.openings, demo.gripper, moves, *camera):
             digest.update(f"{part.shape}{part.dtype}".encode() + np.ascontiguousarray(part).tobytes())

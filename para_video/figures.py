@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -529,10 +528,7 @@ def write_report(
             rows = [[display_name(str(k)), _value(v)] for k, v in values.items()]
             body.append(f"<h2>{heading}</h2>" + _table(["", ""], rows, head=False))
     page = _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(part for part in body if part))
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_atomically(Path(path), page.encode())
 
 
 _PAGE = """<!doctype html>

@@ -80,6 +80,12 @@ def test_a_redrawn_network_has_other_weights_of_the_same_size():
         build("mini@randm", {})
 
 
+def test_maps_of_drawn_weights_do_not_fade():
+    maps = build("efficientnet-lite0@random", {}).features(torch.rand(2, 1, 3, 64, 64)).maps
+    assert 0.1 < float(maps.detach().std()) < 10
+    assert not any(part.training for part in build("efficientnet-lite0@random", {}).modules())
+
+
 def test_a_drop_is_certain_only_where_cells_are_far_apart():
     cell = lambda won, n=50: {"rate": won / n, "wilson95": wilson_interval(won, n)}  # noqa: E731
     fall, low, high = drop(cell(41), cell(26))
@@ -94,12 +100,12 @@ def test_a_drop_is_certain_only_where_cells_are_far_apart():
 def test_taps_and_levels_are_swept_once(tmp_path, monkeypatch):
     config = CompareConfig(out=tmp_path / "out", **TINY)
     rows = Rows(tmp_path / "taps.json", {}, ("tap", "level", "denoising_steps"))
-    found = sweep("mini-random", ["coarse", "fine"], {1.0: 1}, config, rows)
+    found = sweep("mini-random", ["coarse", "fine"], [(1.0, 1)], config, rows)
     assert [(row["tap"], row["level"]) for row in found] == [("coarse", 1.0), ("fine", 1.0)]
     draw_sweep(tmp_path / "taps.png", found, "px")
     assert (tmp_path / "taps.png").stat().st_size > 0
     monkeypatch.setattr(compare, "robot_readout", lambda *_: pytest.fail("measured again"))
-    assert sweep("mini-random", ["coarse", "fine"], {1.0: 1}, config, rows) == found
+    assert sweep("mini-random", ["coarse", "fine"], [(1.0, 1)], config, rows) == found
     assert compare.tap_options("svd", "up_blocks.1+up_blocks.2", 10.0, 4) == {
         "taps": ["up_blocks.1", "up_blocks.2"], "level": 10.0, "denoising_steps": 4,
     }  # fmt: skip

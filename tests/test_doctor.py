@@ -13,6 +13,7 @@ from para_video.camera import Camera
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos, save_demos
 from para_video.doctor import DoctorConfig, check_demos, check_env, colour_order, main
 from para_video.sims.metaworld import MetaWorldEnv
+from para_video.sims.shifts import Shift, ShiftedEnv
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,20 @@ def test_the_simulator_of_a_set_passes(clean: DemoSet) -> None:
     found = {check.name: check.verdict for check in check_env(clean.settings, clean.demos, 2)}
     assert found.pop("blind replay") in ("ok", "suspicious")  # two episodes say little
     assert set(found.values()) == {"ok"}
+
+
+def test_demonstrations_of_half_a_workspace_replay_from_their_own_seeds() -> None:
+    with ShiftedEnv("pick-place-v3", Shift(workspace="left"), size=64) as env:
+        demos = record_demos(env, Plan(2))
+    found = {check.name: check for check in check_env(demos.settings, demos.demos, 1)}
+    assert found["replay from its own seed"].value == "100% of 2" and found["colour order"].verdict == "ok"
+
+
+def test_what_was_found_of_the_data_is_told_where_the_simulator_fails(clean: DemoSet, tmp_path: Path) -> None:
+    save_demos(replace(clean, settings={"simulator": "metaworld"}), tmp_path / "set")
+    *checks, last = main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))
+    assert len(checks) > 5 and (last.name, last.verdict) == ("simulator", "not checked") and "KeyError" in last.value
+    assert (tmp_path / "out" / "doctor.json").is_file()
 
 
 def test_swapped_colours_are_told_by_rendering_again(clean: DemoSet) -> None:
