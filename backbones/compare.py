@@ -431,15 +431,8 @@ def draw_sweep(path: Path, rows: Sequence[Row], measure: str) -> None:
     for row in rows:
         grid[taps.index(row["tap"]), levels.index((row["level"], row["denoising_steps"]))] = row[measure]
     names = ["" if level is None else f"{level:g} by {count}" for level, count in levels]
-    value_grid(
-        path,
-        grid,
-        taps,
-        names,
-        xlabel="noise level, by denoising steps",
-        ylabel="tap",
-        title=f"Unseen demonstrations: median {measure}",
-    )
+    title = f"Unseen demonstrations: median {measure}"
+    value_grid(path, grid, taps, names, xlabel="noise level, by denoising steps", ylabel="tap", title=title)
 
 
 # -------------------------------------------------------------------- the comparison
