@@ -109,7 +109,7 @@ def told_gap(found: Estimate | None) -> str:
     return "" if found is None else f"{100 * found.mean:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
 
 
-def measured_on(found: Outcomes, views: int) -> str:
+def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
     tasks, seeds = ({place[i] for place in found} for i in (0, 1))
     count = views * sum(map(len, found.values()))
