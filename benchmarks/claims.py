@@ -217,7 +217,7 @@ EXPERIMENTS = {
         Experiment(
             "heads",
             "Heights over the table, read at the heatmap's peak, are the form to choose, and the head needs to be told where the "
-            "gripper is and how far it is open, but in training not exactly; shadows would help.",
+            "gripper is and how far it is open; shadows would help.",
             head_forms(side, 20),
             head_forms(quick, 5)[:2],
             baseline="as it is",

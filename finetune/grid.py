@@ -45,7 +45,6 @@ def measure(
         if rows.find(**key):
             continue
         config = replace(given, out=folder, resume=True)
-        (folder / name).mkdir(parents=True, exist_ok=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         demos = robot.demonstrations(config, console).demos
         tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)

@@ -64,7 +64,8 @@ class RobotState:
         """The state with noise on height and opening, which is how a head in training is told them.
 
         Told exactly, the two give away which moment of which demonstration this is, and a head learns by heart what followed. In
-        closed loop the gripper is soon at heights and openings that no demonstration had, and what was learnt by heart is wrong.
+        closed loop the gripper is soon at heights and openings that no demonstration had, and what was learnt by heart is wrong. It
+        has a price: a centimetre of height moves the place over an object by about a pixel (docs/results.md, "What was tried").
         """
         up = factor * HEIGHT_NOISE_M * torch.randn_like(self.opening)
         opening = self.opening + factor * OPENING_NOISE * torch.randn_like(self.opening)
