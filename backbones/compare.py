@@ -44,6 +44,7 @@ from para_video.figures import labelled_points, value_grid
 from para_video.heads import ParaHead
 from para_video.held_out import circle_errors, demo_errors
 from para_video.policy import DEFAULT_SCHEDULE
+from para_video.precision import autocast
 from para_video.readout import ReadoutSpec, readout_spec
 from para_video.rollout import Replay, evaluate, evaluation_seeds, rollout
 from para_video.rows import Row, Rows
@@ -199,7 +200,7 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
         reset()
     for _ in range(repeats + 1):
         begun = time.perf_counter()
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(device):
             backbone.features(clip, horizon=horizon)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -276,7 +277,7 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
         # the past is asked for apart, as it is when circles are looked for
         since = 1 - observed if first // config.batch_size % 4 == 0 else 0
         batch = circle_batch(training, range(first, first + config.batch_size), observed, since)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(device):
             features, _ = policy.features(batch.clip.to(device), batch.times)
         blank = torch.zeros(1).expand(batch.clip.shape)
         kept.append(replace(batch, clip=blank, features=features.with_maps(features.maps.bfloat16())))

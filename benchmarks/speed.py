@@ -59,7 +59,7 @@ def timed(run: Callable[[], object], repeats: int) -> list[float]:
 
 def training_step(policy: VideoPolicy, batch: Batch) -> Callable[[], None]:
     """Forward, backward and the optimisers' step."""
-    accelerator, balance = make_accelerator("bf16"), LossBalance(0.98)
+    accelerator, balance = make_accelerator(), LossBalance(0.98)
     model, *optimizers = accelerator.prepare(policy, *make_optimizers(policy, FitConfig()))
 
     def step() -> None:

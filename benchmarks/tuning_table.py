@@ -54,7 +54,7 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Train and measure what is missing, then write the rows that are known."""
-    console, accelerator = Console(), make_accelerator("bf16")
+    console, accelerator = Console(), make_accelerator()
     same_settings(config.out, config.robot, free=("out", "resume", "policies", "episodes"), accelerator=accelerator)
     demos = robot.demonstrations(config.robot, console).demos
     with config.robot.env() as env:

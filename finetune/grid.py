@@ -38,7 +38,7 @@ def measure(
     Raises:
         ValueError: `work` has such a policy of other settings.
     """
-    accelerator, folder = make_accelerator("bf16"), work
+    accelerator, folder = make_accelerator(), work
     for name, given in configs.items():
         key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
         folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")

@@ -588,7 +588,7 @@ def versions() -> dict[str, str]:
 def main(config: RobotConfig) -> dict[str, Any]:
     """Record, bound, train, evaluate, draw; returns what summary.json holds."""
     begun, console = time.perf_counter(), Console()
-    accelerator = make_accelerator("bf16")
+    accelerator = make_accelerator()
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "shifts", "episodes"), accelerator=accelerator)
     starts = [folder for folder in (shipped_weights(config.backbone), config.init_folder) if folder is not None]

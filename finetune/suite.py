@@ -172,7 +172,7 @@ class PolicyJob:
         console, config = Console(), replace(self.config, resume=True)
         with FileLock(f"{self.folder}.lock"):
             demos = robot.demonstrations(config, console)
-            policy, cost = robot.train(self.policy, config, demos.demos, self.folder, make_accelerator("bf16"), console)
+            policy, cost = robot.train(self.policy, config, demos.demos, self.folder, make_accelerator(), console)
             (self.folder / STATE_FILE).unlink(missing_ok=True)  # finished: a state to go on from is three times the policy
             horizon = suite.horizon(config)
             for view, wanted in _by_view(self.wanted):
@@ -345,7 +345,7 @@ def probe(config: RobotConfig, policies: Sequence[str]) -> Rates:
     step, short = {}, replace(config, steps=PROBE_STEPS, demos=1)
     with tempfile.TemporaryDirectory() as folder:
         for kind, name in kinds.items():
-            policy, cost = robot.train(name, short, [demo], Path(folder) / name, make_accelerator("bf16"), Console(quiet=True))
+            policy, cost = robot.train(name, short, [demo], Path(folder) / name, make_accelerator(), Console(quiet=True))
             step[kind] = cost["seconds"] / cost["steps"]
         begun = time.perf_counter()
         robot.evaluate_view(name, policy, short, Shift(), PROBE_HORIZON, evaluation_seeds(1))

@@ -15,6 +15,7 @@ from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.heatmap import cells_to_pixels
 from para_video.policy import Actions, Observation
+from para_video.precision import autocast
 from para_video.readout import ReadoutSpec, Targets
 
 RAY_DIM, RAY_M, RAY_LIMIT = 6, 0.3, 4.0
@@ -172,8 +173,8 @@ class VideoPolicy(nn.Module):
 
     @torch.no_grad()
     def predict(self, clip: Tensor, state: RobotState) -> Actions:
-        """Actions for clips (b, t, 3, H, W) at `times`, under bf16 autocast with decoding in float32."""
-        with torch.autocast(clip.device.type, torch.bfloat16):
+        """Actions for clips (b, t, 3, H, W) at `times`, under `para_video.precision.autocast` with decoding in float32."""
+        with autocast(clip.device):
             features, query = self.features(clip)
             return self.head.predict(features, query, state)
 

@@ -29,6 +29,7 @@ from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
+from para_video.precision import autocast
 from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
@@ -183,7 +184,7 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
         steps = batches.steps[first : first + batch_size]
         seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
         batch = batches.augment(batches.gather(steps), steps, seed)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             features, query = policy.features(batch.clip.to(device))
         features = to_device(features, torch.device("cpu"))
         nearest, _ = features.nearest(query.times.to(features.times))

@@ -15,6 +15,7 @@ from para_video.features import VideoFeatures, sampled, sinusoid
 from para_video.heatmap import cells_to_pixels, gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
 from para_video.layers import TokenBlock, places
 from para_video.policy import Actions
+from para_video.precision import autocast
 from para_video.readout import PixelLogits, Readout, ReadoutSpec, Targets
 
 TIME_DIM = 16
@@ -344,14 +345,14 @@ class ParaHead(ActionHead):
 
 @torch.no_grad()
 def action_maps(policy: VideoPolicy, clip: Tensor, state: RobotState) -> ActionMaps:
-    """What a policy with PARA's head says of clips (b, t, 3, H, W), under bf16 autocast as in `VideoPolicy.predict`.
+    """What a policy with PARA's head says of clips (b, t, 3, H, W), in the precision of `VideoPolicy.predict`.
 
     Raises:
         ValueError: its head is another.
     """
     if not isinstance(policy.head, ParaHead):
         raise ValueError(f"{type(policy.head).__name__} has no heatmaps; pass a policy whose head is ParaHead")
-    with torch.autocast(clip.device.type, torch.bfloat16):
+    with autocast(clip.device):
         features, query = policy.features(clip)
         return policy.head.maps(features, query, state)
 

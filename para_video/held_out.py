@@ -15,6 +15,7 @@ from para_video.demos import Demo
 from para_video.heads import ParaHead
 from para_video.heatmap import cells_to_pixels, window_soft_argmax
 from para_video.policy import DEFAULT_SCHEDULE
+from para_video.precision import autocast
 from para_video.training import to_device
 
 
@@ -48,7 +49,7 @@ def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | No
     size = (batch.clip.shape[-2], batch.clip.shape[-1])
     assert times is not None
     heatmaps = isinstance(policy.head, ParaHead)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         for asked in (times[times < 0], times[times >= 0]):
             if len(asked):
                 features, query = policy.features(batch.clip.to(device), asked.to(device))

@@ -9,21 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from para_video.precision import bf16_pays
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Jordan et al. 2024 ("Muon: an optimizer for hidden layers"); they trade exact singular
 values of one for speed."""
 
 
 SMALL = 2**21
-"""Multiplications of a product below which bf16 costs a CPU more than it saves."""
+"""Multiplications of a product below which bf16 costs more than it saves."""
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(n, p, q) matrices with their singular values drawn near one (0.7 to 1.2), in bf16 but for small ones."""
+    """(n, p, q) matrices with their singular values drawn near one (0.7 to 1.2), in bf16 where that pays."""
     a, b, c = NEWTON_SCHULZ
     short, long = sorted(matrices.shape[-2:])
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).to(torch.float32 if short * short * long < SMALL else torch.bfloat16)
+    half = short * short * long >= SMALL and bf16_pays(matrices.device.type)
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if half else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT

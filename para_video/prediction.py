@@ -20,6 +20,7 @@ from para_video.demos import Demo
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.heatmap import cells_to_pixels, inside, window_soft_argmax
 from para_video.motion import MotionVideos
+from para_video.precision import autocast
 from para_video.readout import Targets
 from para_video.video import VideoFolder
 
@@ -189,7 +190,7 @@ def futures(
 
     "copy" repeats the last frame, "sample" is one draw, "mean" that of `samples` draws, "expected" the model's one-step answer.
     """
-    with torch.autocast(seen.device.type, torch.bfloat16):
+    with autocast(seen.device):
         draws = torch.stack([backbone.sample(seen, horizon, steps=steps, generator=generator) for _ in range(samples)])  # type: ignore[operator]
         expected = backbone.sample(seen, horizon, steps=1, generator=generator)  # type: ignore[operator]
     copy = seen[:, -1:].expand(-1, horizon, -1, -1, -1)
@@ -269,7 +270,7 @@ def find_gripper(probe: VideoPolicy, frames: Tensor) -> Tensor:
     """Pixels (n, 2) of the gripper in frames (n, 3, H, W), each looked at by itself."""
     found = []
     for part in frames.split(64):
-        with torch.autocast(part.device.type, torch.bfloat16):
+        with autocast(part.device):
             features, query = probe.features(part[:, None], torch.zeros(1))
             heat = probe.head(features, times=query.times, size=query.size).heat.float()
         found.append(cells_to_pixels(window_soft_argmax(heat), heat.shape[-2:], query.size)[:, 0])

@@ -20,6 +20,7 @@ from rich.console import Console
 from para_video.agent import horizon_of
 from para_video.checkpoint import fingerprint
 from para_video.features import VideoBackbone
+from para_video.precision import autocast
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
@@ -180,7 +181,7 @@ def try_out(backbone: VideoBackbone, times: Sequence[float], frames: int, size: 
         raise ValueError(f"{name} takes frames whose sides are multiples of {multiple} px, got {size}: pass --size {fits}")
     clip = torch.full((1, frames, 3, size, size), 0.5, device=device)
     try:
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             backbone.features(clip, horizon=horizon_of(backbone, max(times)), since=float(min(times)))
     except ValueError as error:
         raise ValueError(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import SafetensorError, safe_open
@@ -30,11 +30,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from para_video.optim import Muon
+from para_video.precision import bf16_pays
 
 STATE_FILE = "training.safetensors"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt(3)."""
 T = TypeVar("T")
+Precision = Literal["auto", "bf16", "no"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class FitConfig:
         ema: decay of the running average of the weights, which is what training returns (shorter at the start).
         balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
         seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
-        precision: "bf16" (autocast) or "no".
+        precision: "bf16" (autocast), "no", or "auto" for bf16 where it pays (see `para_video.precision`).
         optimizer: of matrices, "muon" or "adamw". See `para_video.optim` for what Muon gains.
     """
 
@@ -62,7 +64,7 @@ class FitConfig:
     seed: int = 0
     save_every: int = 100
     workers: int = 0
-    precision: Literal["bf16", "no"] = "bf16"
+    precision: Precision = "auto"
     optimizer: Literal["muon", "adamw"] = "muon"
 
     def __post_init__(self) -> None:
@@ -123,10 +125,11 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
     return min(1.0, (step + 1) / max(config.warmup, 1)) * (0.01 + 0.99 * cosine)
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate's defaults; parts of a policy may go without gradient (a head's z bins on circles)."""
+def make_accelerator(precision: Precision = "auto") -> Accelerator:
+    """Accelerate's defaults, in a precision as of `FitConfig`; parts of a policy may go without gradient (z bins on circles)."""
     AcceleratorState._reset_state()  # else a second training in one process could not choose another precision
-    return Accelerator(mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    mixed = ("bf16" if bf16_pays(PartialState().device.type) else "no") if precision == "auto" else precision
+    return Accelerator(mixed_precision=mixed, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
 
 def check_precision(module: nn.Module) -> None:

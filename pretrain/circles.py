@@ -208,7 +208,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
 def main(config: CirclesConfig) -> dict[str, Any]:
     """Train, measure, draw, save; returns what summary.json holds."""
     begun, console = time.perf_counter(), Console()
-    accelerator = make_accelerator("bf16")
+    accelerator = make_accelerator()
     out = output_folder(config.out, "circles", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "held_out", "workers"), accelerator=accelerator)
     clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}

@@ -35,6 +35,7 @@ from para_video.checkpoint import PolicySpec, build_backbone, initialise, save_b
 from para_video.demos import Demo
 from para_video.features import FeatureSpec
 from para_video.figures import error_curve, label, upscale, write_picture
+from para_video.precision import autocast
 from para_video.prediction import (
     ClipBatch,
     ClipBatches,
@@ -296,7 +297,7 @@ def unseen_losses(config: VideoConfig, predictor: VideoPredictor, held: Sequence
     for observed in measured_contexts(config):
         clips, found = unseen_clips(config, held, observed)[0], []
         for part in tqdm(clips.split(config.batch_size), desc="unseen clips", unit="batch"):
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(device):
                 loss = predictor.backbone.generative_loss(part.to(device) / 255, observed, generator=generator)
             found.append(float(loss) * len(part))
         losses[str(observed)] = sum(found) / len(clips)
@@ -391,7 +392,7 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
 def main(config: VideoConfig) -> dict[str, Any]:
     """Record, train, measure, draw, save; returns what summary.json holds."""
     begun, console = time.perf_counter(), Console()
-    accelerator = make_accelerator("bf16")
+    accelerator = make_accelerator()
     out = output_folder(config.out, "video", resume=config.resume, accelerator=accelerator)
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
