@@ -115,7 +115,7 @@ def robot_table(summary: dict[str, Any]) -> str:
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
         f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
-        f"training seed {summary['seed']}{took}; torch {versions['torch']}, Meta-World "
+        f"training seed {summary['seed']}{took}; {versions.get('precision', 'bf16')}; torch {versions['torch']}, Meta-World "
         f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
     )
     return _titled(summary["command"], made, names, lines)

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -53,6 +53,7 @@ from para_video.figures import side_by_side, success_bars, write_picture, write_
 from para_video.films import Film, heatmap_sheet, shoot
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE, Policy
+from para_video.precision import precision_of
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
@@ -91,7 +92,7 @@ LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 READOUT_OPTIONS = ("lift", "joint_volume", "gripper_bins")
-PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening", "state_noise")
+PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening")
 """What `head_options` may name, of `ReadoutSpec` and of `ParaHead`."""
 
 
@@ -157,6 +158,13 @@ class RobotConfig:
     """Demonstrations show scenes chosen from this many so that objects and goals lie far apart; 0 takes them as they come."""
     noise: float = 0.0
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
+    slips: float = 0.0
+    """Probability of each control step of a demonstration that the gripper does the opposite for a while, so that it is shown how
+    what is dropped or missed is grasped again. Try 0.02."""
+    state_noise: float = 1.0
+    """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
+    the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is
+    better where demonstrations were disturbed by --noise 0.3."""
     widen: float = 1.0
     """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -189,6 +197,11 @@ class RobotConfig:
                 raise ValueError(f"{name} must be positive, got {rate}; leave it out for the default")
         if self.video_steps < 0 or self.copies < 1:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
+        if min(self.noise, self.state_noise) < 0 or not 0 <= self.slips < 1:
+            raise ValueError(
+                "noise and state_noise must not be negative, slips lie in [0, 1); "
+                f"got {self.noise}, {self.state_noise} and {self.slips}"
+            )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.extra_videos is not None and not self.video_steps:
@@ -269,7 +282,7 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
         found = cached_demos(
             env,
-            Plan(config.demos, spread_over=config.spread_over, noise=config.noise),
+            Plan(config.demos, spread_over=config.spread_over, noise=config.noise, slips=config.slips),
             on_episode=lambda _, ok: bar.update(int(ok)),
         )
         bar.update(config.demos - bar.n)
@@ -333,7 +346,7 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
     """What a policy is built from."""
     head, options = HEADS[name]
     readout, own = config.para_options if name == "para" else ({}, {})
-    options = {"spec": readout_spec(demos, **readout), **options, **own}
+    options = {"spec": readout_spec(demos, **readout), "state_noise": config.state_noise, **options, **own}
     if name != "para":
         schedule = DEFAULT_SCHEDULE
         options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
@@ -572,8 +585,8 @@ def _cell(cell: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    found = {}
+    """Of what the figures depend on, and the precision that this machine calculates in."""
+    found = {"precision": precision_of(PartialState().device)}
     for package in ("para_video", "torch", "metaworld", "mujoco", "numpy"):
         try:
             found[package] = version(package)

@@ -179,8 +179,8 @@ class PolicyJob:
                 begun, seeds = time.perf_counter(), evaluation_seeds(_episodes(wanted))
                 measured = robot.evaluate_view(self.policy, policy, config, Shift.parse(view), horizon, seeds)
                 spent = {
-                    "trained_on": self.name, "steps": cost["steps"], "seconds": round(cost["seconds"], 1), "horizon": horizon,
-                    "act_seconds": round((time.perf_counter() - begun) / len(seeds), 3),
+                    "trained_on": self.name, "steps": cost["steps"], "batch_size": config.batch_size, "horizon": horizon,
+                    "seconds": round(cost["seconds"], 1), "act_seconds": round((time.perf_counter() - begun) / len(seeds), 3),
                 }  # fmt: skip
                 keep(suite, wanted, config, self.policy, measured, spent)
 

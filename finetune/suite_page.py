@@ -223,16 +223,18 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The line that says what made an experiment's rows."""
     trained = [row for row in rows if row["policy"] not in REFERENCES]
     once = {(row["arm"], row["task"], row["demos"], row["seed"], row["policy"]): row["seconds"] for row in trained}
-    steps, seeds = (sorted({row[name] for row in trained}) for name in ("steps", "seed"))
+    seeds = sorted({row["seed"] for row in trained})
+    amounts = sorted({(row["steps"], row.get("batch_size", settings["batch_size"])) for row in trained})
     training = sum(once.values()) / 3600
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
     executed = sorted({row["schedule"]["executed"] for row in trained})
-    versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in trained}))}" for name, title in titles.items()]
+    told = {name: sorted({row["versions"].get(name, "bf16") for row in trained}) for name in ("precision", *titles)}
+    versions = [f"{title} {' and '.join(told[name])}" for name, title in titles.items()]
     return (
         f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
-        f"{', '.join(map(str, steps))} steps of {settings['batch_size']} clips, training seeds {', '.join(map(str, seeds))}, "
+        f"{', '.join(f'{steps} steps of {clips} clips' for steps, clips in amounts)}, training seeds {', '.join(map(str, seeds))}, "
         f"{' or '.join(map(str, executed))} targets of a decision carried out; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
-        f"{', '.join(versions)}."
+        f"{' and '.join(told['precision'])}; {', '.join(versions)}."
     )

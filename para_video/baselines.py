@@ -153,6 +153,7 @@ class ActionCode(nn.Module):
         statistics: of the demonstrations. spec: its height bins bound the heights of "uvh", as they bound PARA's.
         kind: "xyz" world positions, or "uvh": pixel and world height, lifted by the camera.
         relative: whether targets are coded relative to the gripper's present position (or pixel and height).
+        state_noise: in training, a factor on the noise of what is told of the robot, see `RobotState.roughly`.
     """
 
     mean: Tensor
@@ -160,10 +161,18 @@ class ActionCode(nn.Module):
     position_mean: Tensor
     position_std: Tensor
 
-    def __init__(self, statistics: ActionStatistics, spec: ReadoutSpec, kind: TargetKind = "xyz", *, relative: bool) -> None:
+    def __init__(
+        self,
+        statistics: ActionStatistics,
+        spec: ReadoutSpec,
+        kind: TargetKind = "xyz",
+        *,
+        relative: bool,
+        state_noise: float = 1.0,
+    ) -> None:
         super().__init__()
         _chosen("target", kind, ("xyz", "uvh"))
-        self.kind, self.relative, self.spec = kind, relative, spec
+        self.kind, self.relative, self.spec, self.state_noise = kind, relative, spec, state_noise
         mean, std = statistics.target(kind, relative)
         numbers = {"mean": mean, "std": std, "position_mean": statistics.position_mean, "position_std": statistics.position_std}
         for name, values in numbers.items():
@@ -175,10 +184,9 @@ class ActionCode(nn.Module):
         """(b, ROBOT_DIM + CAMERA_DIM): all that a compared policy is told besides the images, each number of order one.
 
         Args:
-            state: of b clips; told roughly in training, as PARA is. size: (H, W) of the image, in which pixels and intrinsics
-                are expressed.
+            state: of b clips; told roughly in training. size: (H, W) of the image, in which pixels and intrinsics are expressed.
         """
-        state = state.roughly() if self.training else state
+        state = state.roughly(self.state_noise) if self.training else state
         with torch.autocast(state.position.device.type, enabled=False):
             camera = state.camera
             probes = torch.cat([torch.zeros(1, 3), PROBE_M * torch.eye(3)]).to(state.position)
@@ -337,7 +345,7 @@ class GlobalRegressionHead(RegressionHead):
             2016) and where the rays through it go.
         relative: predict displacements from the present gripper.
         rotation: regress a 6D rotation as well. hidden, layers, mixing: of the trunk. points: learned heatmaps.
-        width: of the MLP.
+        width: of the MLP. state_noise: see `ActionCode`.
     """
 
     def __init__(
@@ -355,8 +363,9 @@ class GlobalRegressionHead(RegressionHead):
         mixing: int = 2,
         points: int = 32,
         width: int = 256,
+        state_noise: float = 1.0,
     ) -> None:
-        super().__init__(spec, ActionCode(statistics, spec, target, relative=relative), rotation)
+        super().__init__(spec, ActionCode(statistics, spec, target, relative=relative, state_noise=state_noise), rotation)
         self.pooling = _chosen("pooling", pooling, ("average", "softmax"))
         known = ROBOT_DIM + CAMERA_DIM
         self.trunk = Trunk(channels, known, side=ParaHead.GRID // 2, hidden=hidden, layers=layers, mixing=mixing)
@@ -483,8 +492,9 @@ class ActHead(RegressionHead):
         kl_weight: float = 10.0,
         dropout: float = 0.1,
         grid: int = 8,
+        state_noise: float = 1.0,
     ) -> None:
-        super().__init__(spec, ActionCode(statistics, spec, relative=relative), rotation)
+        super().__init__(spec, ActionCode(statistics, spec, relative=relative, state_noise=state_noise), rotation)
         if dim % heads or dim % 4 or grid % 2:
             raise ValueError(f"dim must be a multiple of 4 and of heads, grid even; got {dim}, {heads} and {grid}")
         self.dim, self.latent, self.kl_weight, self.grid = dim, latent, kl_weight, grid

@@ -191,6 +191,8 @@ def test_codes_are_float32_under_autocast() -> None:
 def test_in_training_the_state_is_told_roughly() -> None:
     code, state = ActionCode(STATISTICS, SPEC, relative=False), make_batch(2).state
     exact, rough = code.eval().state(state, SIZE), code.train().state(state, SIZE)
+    told = ActionCode(STATISTICS, SPEC, relative=False, state_noise=0.0).train().state(state, SIZE)
+    assert torch.equal(told, exact), "without noise"
     off = (rough - exact).abs()
     assert (off[:, [2, 9]] > 0).all() and off[:, [0, 1, *range(3, 9)]].max() == 0, "height and opening"
     assert off[:, ROBOT_DIM:].max() == 0, "the camera is known"

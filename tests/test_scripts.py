@@ -392,6 +392,15 @@ def test_paras_head_takes_options_and_its_depth_bins_hold_what_was_demonstrated(
     assert "start" not in robot.policy_spec("act", config, demos).head_options
 
 
+@pytest.mark.parametrize("policy", ["para", "regression", "act"])
+def test_every_policy_is_told_the_state_as_roughly_as_is_asked_for(policy):
+    config = robot.RobotConfig(task="reach-v3", size=64, state_noise=0.25)
+    with config.env() as env:
+        demos = record_demos(env, Plan(1)).demos
+    head = robot.policy_spec(policy, config, demos).build().head
+    assert (head if policy == "para" else head.code).state_noise == 0.25
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -407,6 +416,8 @@ def test_paras_head_takes_options_and_its_depth_bins_hold_what_was_demonstrated(
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"state_noise": -1.0}, "must not be negative.*got 0.0, -1.0 and 0.0"),
+        ({"slips": 1.0}, "slips lie in.*and 1.0"),
         ({"seed": -1}, "seed not negative"),
     ],
 )
