@@ -190,8 +190,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "disturbed",
-            "From demonstrations whose moves were disturbed (Laskey et al. 2017) and whose gripper slipped PARA learns to find back "
-            "and to grasp again, and need not be told roughly where the gripper is.",
+            "From demonstrations whose moves were disturbed (Laskey et al. 2017) and whose gripper slipped PARA learns to find "
+            "back and to grasp again, and need not be told roughly where the gripper is.",
             (
                 *disturbed(partial(Grid, TASKS, (20,), (0,), ("para",), ("none", "look=1"), episodes=24)),
                 *disturbed(partial(Grid, TASKS, (20,), (0,), ("para",), TURNED, episodes=12), references=False),

@@ -288,9 +288,11 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
 
 def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is_given(claims):
     grids = claims["Config"]().grids("headlines")
-    told = lambda grid: tuple(
-        grid.options.get(name) for name in ("steps", "batch_size", "repaint", "noise", "slips", "state_noise")
-    )  # noqa: E731
+    names = ("steps", "batch_size", "repaint", "noise", "slips", "state_noise")
+
+    def told(grid):
+        return tuple(grid.options.get(name) for name in names)
+
     assert {(grid.demos, *told(grid)) for grid in grids} == {((5,), *[None] * 6), ((20,), 2400, 4, 0.5, 0.3, 0.02, 0.0)}
     assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
     assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
