@@ -158,9 +158,6 @@ class RobotConfig:
     """Demonstrations show scenes chosen from this many so that objects and goals lie far apart; 0 takes them as they come."""
     noise: float = 0.0
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
-    slips: float = 0.0
-    """Probability of each control step of a demonstration that the gripper does the opposite for a while, so that it is shown how
-    what is dropped or missed is grasped again. Try 0.02."""
     state_noise: float = 1.0
     """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
     the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is
@@ -197,11 +194,8 @@ class RobotConfig:
                 raise ValueError(f"{name} must be positive, got {rate}; leave it out for the default")
         if self.video_steps < 0 or self.copies < 1:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
-        if min(self.noise, self.state_noise) < 0 or not 0 <= self.slips < 1:
-            raise ValueError(
-                "noise and state_noise must not be negative, slips lie in [0, 1); "
-                f"got {self.noise}, {self.state_noise} and {self.slips}"
-            )
+        if min(self.noise, self.state_noise) < 0:
+            raise ValueError(f"noise and state_noise must not be negative, got {self.noise} and {self.state_noise}")
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.extra_videos is not None and not self.video_steps:
@@ -282,7 +276,7 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
         found = cached_demos(
             env,
-            Plan(config.demos, spread_over=config.spread_over, noise=config.noise, slips=config.slips),
+            Plan(config.demos, spread_over=config.spread_over, noise=config.noise),
             on_episode=lambda _, ok: bar.update(int(ok)),
         )
         bar.update(config.demos - bar.n)

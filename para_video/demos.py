@@ -142,10 +142,6 @@ def future_targets(
 # -------------------------------------------------------------------- recording
 
 
-SLIP_STEPS = 8
-"""About what a gripper takes to open or close."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What to record.
@@ -156,9 +152,7 @@ class Plan:
         spread_over: where positive, the demonstrations are of scenes chosen from this many seeds so that their layouts (where
             objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
-            command); the expert corrects itself, so that recovery is demonstrated too (Laskey et al. 2017).
-        slips: probability of each step that the gripper does the opposite of what it is told, for `SLIP_STEPS` steps; so things are
-            dropped or missed, and it is demonstrated how they are grasped again. The command that is recorded is the expert's.
+            command); the expert corrects itself, so that recovery is demonstrated too.
         tail: steps recorded after the first success. Few: frames of a robot at rest teach to stop as soon as the picture looks so,
             which it also does where the gripper covers a goal that is nearer or farther away.
         limit: steps after which the expert counts as failed.
@@ -168,9 +162,8 @@ class Plan:
     first_seed: int = 0
     spread_over: int = 0
     noise: float = 0.0
-    slips: float = 0.0
     tail: int = 4
-    limit: int = 300
+    limit: int = 200
 
 
 def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = True) -> Demo | None:
@@ -182,20 +175,16 @@ def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = Tru
     Returns:
         the demonstration, or None where the expert did not succeed.
     """
-    rng, slip_rng = np.random.default_rng((seed, 0)), np.random.default_rng((seed, 1))
+    rng = np.random.default_rng((seed, 0))
     env.reset(seed)
     rows: list[tuple[np.ndarray | np.float32, ...]] = []
-    stop, succeeded, slipping = plan.limit, False, 0
+    stop, succeeded = plan.limit, False
     while len(rows) < stop:
         command, pose = env.expert_action(), env.end_effector.numpy()
         frame = env.render() if frames else np.empty((0, 0, 3), np.uint8)
         opening, gripper = np.float32(env.gripper_opening), np.float32(command[3])
         rows.append((frame, pose[:3, 3], pose[:3, :3], opening, gripper, env.commanded_move(command)))
         command[:3] += plan.noise * rng.standard_normal(3)
-        if not slipping and slip_rng.random() < plan.slips:
-            slipping, slip = SLIP_STEPS, -1.0 if gripper > 0 else 1.0
-        if slipping:
-            slipping, command[3] = slipping - 1, slip
         if env.step(command).success and not succeeded:
             succeeded, stop = True, len(rows) + plan.tail
     if not succeeded:
@@ -232,7 +221,7 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
         if len(discarded) > 10 + 4 * plan.count:
             raise RuntimeError(
                 f"the expert of {env.task} failed on {len(discarded)} of {len(discarded) + len(demos)} seeds with noise "
-                f"{plan.noise}, slips {plan.slips} and a limit of {plan.limit} steps; lower the first two or raise the limit"
+                f"{plan.noise} and a limit of {plan.limit} steps; lower the noise or raise the limit"
             )
     if len(demos) < plan.count:
         raise RuntimeError(f"only {len(demos)} of {plan.count} demonstrations succeeded; raise spread_over from {plan.spread_over}")

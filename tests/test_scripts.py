@@ -416,8 +416,7 @@ def test_every_policy_is_told_the_state_as_roughly_as_is_asked_for(policy):
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"state_noise": -1.0}, "must not be negative.*got 0.0, -1.0 and 0.0"),
-        ({"slips": 1.0}, "slips lie in.*and 1.0"),
+        ({"state_noise": -1.0}, "must not be negative, got 0.0 and -1.0"),
         ({"seed": -1}, "seed not negative"),
     ],
 )
