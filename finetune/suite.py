@@ -9,8 +9,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -443,8 +445,16 @@ def _logged(job: Job, suite: Suite, threads: int, log: Path) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     job.run(suite)
+
+
+def _stop_with_parent() -> None:
+    """Interrupt this worker, which then finishes its step, when the process that started it is gone, however it went."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def probed_rates(suite: Suite, jobs: Sequence[Job], workers: int) -> Rates:

@@ -1,10 +1,13 @@
 """Experiments: what they ask for is trained once, kept cell by cell, gone on with, and told as tables."""
 
 import json
+import multiprocessing
+import os
 import runpy
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -304,6 +307,15 @@ def test_circles_are_left_out_where_no_head_is_started_from(claims, acted, tmp_p
     config = claims["Config"](names=("circles",), init="none", workers=0, results=tmp_path / "results", work=tmp_path / "work")
     claims["main"](config)
     assert "circles is left out" in capsys.readouterr().out and acted == []
+
+
+def test_a_worker_is_interrupted_when_the_process_that_started_it_is_gone(monkeypatch):
+    reading, writing = os.pipe()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=reading))
+    os.close(writing)  # as the kernel does at a process's end
+    with pytest.raises(KeyboardInterrupt):
+        suite._stop_with_parent()
+    os.close(reading)
 
 
 def test_a_count_of_episodes_has_every_view():
