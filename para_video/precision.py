@@ -16,7 +16,7 @@ def bf16_pays(device: str) -> bool:
     """Whether bf16 is faster than float32 on a type of device, such as "cpu" or "cuda"; unknown ones count as not."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # the two are private, but torch has no public name for them before 2.10
+    # private, but the oldest torch that setup.py takes has no public name for them
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
