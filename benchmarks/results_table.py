@@ -74,7 +74,8 @@ def main(config: Config) -> None:
 
 
 def name_of(summary: dict[str, Any]) -> str:
-    """circles, video, or robot-TASK-DEMOS, with every option that was not default and changes a figure."""
+    """circles, video, or robot-TASK-DEMOS, with every option that was not default and changes a figure, and another precision than
+    bf16."""
     if "oracle" in summary:
         name, config = f"robot-{summary['task'].removesuffix('-v3')}-{summary['demos']}", RobotConfig()
     else:
@@ -84,7 +85,13 @@ def name_of(summary: dict[str, Any]) -> str:
         if option not in UNNAMED and value != default:
             told = option if option == "init" and value != "none" else f"{option}-{value}"
             name += "-" + re.sub(r"[^\w.]+", "-", told).strip("-")
-    return name
+    precision = precision_in(summary)
+    return name if precision == "bf16" else f"{name}-{precision}"
+
+
+def precision_in(summary: dict[str, Any]) -> str:
+    """What a run was calculated in; those that do not say are of when it was always bf16."""
+    return summary.get("versions", {}).get("precision", "bf16")
 
 
 def without_out(command: str) -> str:
@@ -115,7 +122,7 @@ def robot_table(summary: dict[str, Any]) -> str:
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
         f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
-        f"training seed {summary['seed']}{took}; {versions.get('precision', 'bf16')}; torch {versions['torch']}, Meta-World "
+        f"training seed {summary['seed']}{took}; {precision_in(summary)}; torch {versions['torch']}, Meta-World "
         f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
     )
     return _titled(summary["command"], made, names, lines)

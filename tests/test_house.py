@@ -295,6 +295,16 @@ def test_what_the_code_imports_is_required() -> None:
     assert {canonicalize_name(known.get(name, name)) for name in third_party} <= required
 
 
+def test_a_result_s_name_says_which_of_two_precisions_it_is_of():
+    name_of = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))["name_of"]
+    summary = {"task": "push-v3", "demos": 20, "oracle": {}, "config": {"task": "push-v3", "steps": 10}}
+    told = [
+        name_of(summary | versions)
+        for versions in ({}, {"versions": {"precision": "bf16"}}, {"versions": {"precision": "float32"}})
+    ]
+    assert told == ["robot-push-20-steps-10"] * 2 + ["robot-push-20-steps-10-float32"]
+
+
 def test_the_tables_of_runs_are_those_of_the_results(tmp_path):
     """No figure is typed: what the script writes from results/ is what the pages say."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
