@@ -144,7 +144,8 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
         (policy,), oracle = summary["policies"].values(), summary["oracle"]
         cells = [_cell(policy["cells"][view]) if view in policy["cells"] else "" for view in ("same", "azimuth+18")]
         bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
-        lines.append([f"`{summary['command'].split(maxsplit=2)[2]}`", *cells, f"{policy['seconds']:.0f}", *bounds])
+        told = f"`{summary['command'].split(maxsplit=2)[2]}`, {precision_in(summary)}"
+        lines.append([told, *cells, f"{policy['seconds']:.0f}", *bounds])
     return markdown_table(names, lines)
 
 
