@@ -21,6 +21,7 @@ from para_video.checkpoint import PolicySpec
 from para_video.demos import Demo
 from para_video.feature_cache import CachedBatches, cache_features, cache_key
 from para_video.heatmap import Bins
+from para_video.precision import autocast
 from para_video.readout import ReadoutSpec
 from para_video.training import STATE_FILE, FitConfig, fit
 from tests.tiny_models import TINY, saved, tiny
@@ -51,7 +52,7 @@ def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path):
     policy, batches = make_policy(), make_batches()
     cached = CachedBatches(cache_features(policy, batches, 1, tmp_path), batches[0], batch_size=5, seed=3)
     batch, whole = cached[7], batches.gather(batches.steps)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(torch.device("cpu")):
         features, query = policy.features(whole.clip)
     used = features.nearest(query.times)[0].unique()
     for row in range(5):
@@ -62,7 +63,7 @@ def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path):
         assert torch.equal(batch.state.camera.world_T_camera[row], whole.state.camera.world_T_camera[at])
         assert torch.equal(batch.state.opening[row], whole.state.opening[at])
     assert torch.equal(batch.features.times, features.times[used])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(torch.device("cpu")):
         assert set(policy.eval()(batch)) == {"heat", "z", "gripper"}
 
 
