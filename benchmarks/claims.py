@@ -18,7 +18,7 @@ evaluated on 24 episodes of each training seed and view (12 to either side for t
 represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments
 are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question is about
 PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains each for
-600 steps, on one task, and has 20 episodes a cell; its policies of 20 demonstrations are repainted in surroundings alone.
+600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are repainted in surroundings alone.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def side(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
 
 def quick(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
     """A grid on one task, for minutes."""
-    return Grid(SIDE[:1], demos if isinstance(demos, tuple) else (demos,), (0,), policies, **{"episodes": 20, **others})
+    return Grid(SIDE[:1], demos if isinstance(demos, tuple) else (demos,), (0,), policies, **{"episodes": 16, **others})
 
 
 def split_by_demos(grid: Grid) -> list[Grid]:
@@ -157,7 +157,7 @@ EXPERIMENTS = {
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, ("none", "look=1"), episodes=24),
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, TURNED, episodes=12, references=False),
             ),
-            (quick(20, *POLICIES, views=("none", "look=1")), quick(20, *POLICIES, views=TURNED, episodes=10, references=False)),
+            (quick(20, *POLICIES, views=("none", "look=1")), quick(20, *POLICIES, views=TURNED, episodes=8, references=False)),
         ),
         Experiment(
             "demos",
@@ -205,7 +205,7 @@ EXPERIMENTS = {
             "circles",
             "A head that was pretrained on drawn circles needs fewer demonstrations than a fresh one.",
             (side(NUMBERS, "para", arm="circles"), side(NUMBERS, "para", arm="scratch", options=FRESH, references=False)),
-            (quick((5, 20), "para", arm="circles"), quick((5, 20), "para", arm="scratch", options=FRESH, references=False)),
+            (quick(5, "para", arm="circles"), quick(5, "para", arm="scratch", options=FRESH, references=False)),
             baseline="scratch",
         ),
         Experiment(

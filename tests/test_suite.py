@@ -276,8 +276,8 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     text = (tmp_path / "results" / "claims.md").read_text()
     assert "Not measured" not in text and "`python benchmarks/claims.py --quick --steps 2 headlines`" in text
     trained = [call for call in acted if call[2] == "trained"]
-    # per task: headlines 3, PARA with 5, half a workspace, repainted, disturbed, circles' scratch with 5 and 20, a form of the head
-    assert len(trained) == 2 * 10
+    # per task: headlines 3, PARA with 5, half a workspace, repainted, disturbed, circles' scratch, a form of the head
+    assert len(trained) == 2 * 9
 
     def full_disk(*_, **__):
         raise OSError("no space")
