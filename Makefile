@@ -34,7 +34,7 @@ bench: venv  ## speed, as ratios
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/adapters.py
 
-claims-quick: venv  ## every experiment in small, at most half an hour: results/claims-quick
+claims-quick: venv  ## every experiment in small, about half an hour: results/claims-quick
 	$(BIN)/python benchmarks/claims.py --quick
 
 claims: venv  ## every experiment, ten to fourteen hours on two cores; run it again after a cut: docs/claims.md

@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py headlines          # one experiment, or several
     python benchmarks/claims.py                    # all of them: make claims, ten to fourteen hours on two cores
-    python benchmarks/claims.py --quick            # a reduced grid of each: make claims-quick, at most half an hour
+    python benchmarks/claims.py --quick            # a reduced grid of each: make claims-quick, about half an hour
     python benchmarks/claims.py --estimate         # what is missing, and how long it will take
 
 Rows go to results/claims/NAME.json cell by cell, seed by seed; run it again after a cut, and it goes on. Policies and logs are kept
