@@ -13,7 +13,6 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from backbones.contract import Broken, Trial, checks_of, gradients_reach_all, le
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoBackbone
 from para_video.rows import Row, Rows
-from para_video.runs import command_line
+from para_video.runs import command_line, installed
 
 KEY = ("backbone", "options", "device")
 PACKAGES = ("para_video", "torch", "diffusers", "transformers")
@@ -148,13 +147,7 @@ def read_out(backbone: VideoBackbone, config: VerifyConfig) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what features depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), **installed(PACKAGES)}
 
 
 def verify(config: VerifyConfig) -> Row:

@@ -23,7 +23,6 @@ PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -86,11 +85,13 @@ CALIBRATION = (
     "calibration_px=8",
 )
 FRESH = {"init": "none"}
-HEAD_FORMS = {
-    "depth along the ray": {"lift": "depth"},
-    "joint volume": {"joint_volume": True},
-    "no start": {"start": False},
-    "no gripper opening": {"opening": False},
+HEAD_FORMS: dict[str, dict[str, Any]] = {
+    "depth along the ray": {"head_options": '{"lift": "depth"}'},
+    "joint volume": {"head_options": '{"joint_volume": true}'},
+    "no start": {"head_options": '{"start": false}'},
+    "no gripper opening": {"head_options": '{"opening": false}'},
+    "state told exactly": {"state_noise": 0.0},
+    "shadows rendered": {"shadows": True},
 }
 
 
@@ -124,10 +125,8 @@ def head_forms(make: Callable[..., Grid], demos: int) -> tuple[Grid, ...]:
     """A grid for each form of PARA's head; all start fresh, since circles' head has the form that it ships with."""
     forms = [make(demos, "para", arm="as it is", options=FRESH)]
     for arm, options in HEAD_FORMS.items():
-        given = {**FRESH, "head_options": json.dumps(options)}
-        forms.append(make(demos, "para", arm=arm, options=given, references="lift" in options))
-    others: dict[str, dict[str, Any]] = {"state told exactly": {"state_noise": 0.0}, "shadows rendered": {"shadows": True}}
-    forms += [make(demos, "para", arm=arm, options={**FRESH, **given}, references=False) for arm, given in others.items()]
+        other_bounds = "lift" in options.get("head_options", "")
+        forms.append(make(demos, "para", arm=arm, options={**FRESH, **options}, references=other_bounds))
     return tuple(forms)
 
 

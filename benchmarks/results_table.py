@@ -18,7 +18,7 @@ import tyro
 
 from finetune.robot import RobotConfig
 from para_video.figures import markdown_table, write_place
-from para_video.runs import plain_settings
+from para_video.runs import plain_settings, precision_in
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
 from pretrain.video import VideoConfig
@@ -87,11 +87,6 @@ def name_of(summary: dict[str, Any]) -> str:
             name += "-" + re.sub(r"[^\w.]+", "-", told).strip("-")
     precision = precision_in(summary)
     return name if precision == "bf16" else f"{name}-{precision}"
-
-
-def precision_in(summary: dict[str, Any]) -> str:
-    """What a run was calculated in; those that do not say are of when it was always bf16."""
-    return summary.get("versions", {}).get("precision", "bf16")
 
 
 def without_out(command: str) -> str:
@@ -177,7 +172,8 @@ def video_table(summary: dict[str, Any]) -> str:
 def trained(summary: dict[str, Any]) -> str:
     """How much a video model was trained."""
     minutes = summary["training_seconds"] / 60
-    return f"{summary['steps']} steps of {summary['config']['batch_size']} clips, {minutes:.0f} minutes of training"
+    amount = f"{summary['steps']} steps of {summary['config']['batch_size']} clips"
+    return f"{amount}, {minutes:.0f} minutes of training, {precision_in(summary)}"
 
 
 def circles_table(summary: dict[str, Any]) -> str:
@@ -188,8 +184,8 @@ def circles_table(summary: dict[str, Any]) -> str:
         ["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())],
     ]
     made = (
-        f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all; median pixels of error at "
-        f"{config['size']} px on {config['held_out']} held-out clips."
+        f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all, {precision_in(summary)}; "
+        f"median pixels of error at {config['size']} px on {config['held_out']} held-out clips."
     )
     command = summary.get("command", "python pretrain/circles.py")
     return _titled(command, made, ["frame", "seen", *(f"+{name}" for name in guess)], lines)

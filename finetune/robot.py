@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -53,7 +52,6 @@ from para_video.figures import side_by_side, success_bars, write_picture, write_
 from para_video.films import Film, heatmap_sheet, shoot
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE, Policy
-from para_video.precision import precision_of
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
 from para_video.readout import ReadoutSpec, one_hot_round_trip, readout_spec
 from para_video.rollout import (
@@ -77,6 +75,7 @@ from para_video.runs import (
     same_settings,
     same_source,
     try_out,
+    versions,
 )
 from para_video.sims.metaworld import MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, Shift, ShiftedEnv, parse_shifts
@@ -576,17 +575,6 @@ def show(summary: dict[str, Any], console: Console) -> None:
 def _cell(cell: dict[str, Any]) -> str:
     low, high = cell["wilson95"]
     return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on, and the precision that this machine calculates in."""
-    found = {"precision": precision_of(PartialState().device)}
-    for package in ("para_video", "torch", "metaworld", "mujoco", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 # -------------------------------------------------------------------- the story

@@ -37,7 +37,7 @@ from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
 from para_video.rows import Row, Rows
-from para_video.runs import plain_settings
+from para_video.runs import plain_settings, versions
 from para_video.sims.metaworld import episode_steps
 from para_video.sims.shifts import Shift
 from para_video.training import STATE_FILE, make_accelerator, write_atomically
@@ -124,7 +124,7 @@ class Suite:
         return {(row["task"], row["widen"]): row["steps"] for row in self._horizons().find()}
 
     def _horizons(self) -> Rows:
-        return Rows(self.work / "horizons.json", {"metaworld": robot.versions()["metaworld"]}, ("task", "widen"))
+        return Rows(self.work / "horizons.json", {"metaworld": versions()["metaworld"]}, ("task", "widen"))
 
 
 def stored(results: Path, experiment: str) -> Rows:
@@ -216,7 +216,7 @@ def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: st
     for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
         episodes = {"succeeded": won[: cell.episodes], "held": held[: cell.episodes]}
-        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": robot.versions()}
+        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": versions()}
         suite.rows(cell.experiment).add({**key, **episodes, **spent, **made})
 
 

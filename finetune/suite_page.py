@@ -13,6 +13,7 @@ import numpy as np
 from finetune.suite import REFERENCES, Experiment
 from para_video.figures import display_name, markdown_table
 from para_video.rows import Row
+from para_video.runs import precision_in
 from para_video.statistics import Estimate, difference, success_rate
 
 Outcomes = dict[tuple[str, int], list[float]]
@@ -229,12 +230,12 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
     executed = sorted({row["schedule"]["executed"] for row in trained})
-    told = {name: sorted({row["versions"].get(name, "bf16") for row in trained}) for name in ("precision", *titles)}
-    versions = [f"{title} {' and '.join(told[name])}" for name, title in titles.items()]
+    precisions = sorted({precision_in(row) for row in trained})
+    versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in trained}))}" for name, title in titles.items()]
     return (
         f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
         f"{', '.join(f'{steps} steps of {clips} clips' for steps, clips in amounts)}, training seeds {', '.join(map(str, seeds))}, "
         f"{' or '.join(map(str, executed))} targets of a decision carried out; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
-        f"{' and '.join(told['precision'])}; {', '.join(versions)}."
+        f"{' and '.join(precisions)}; {', '.join(versions)}."
     )

@@ -473,6 +473,7 @@ class ActHead(RegressionHead):
         rotation: regress a 6D rotation as well. dim, heads, hidden: width of the tokens, attention heads, width of the MLPs.
         encoder_layers, decoder_layers, latent: as named. kl_weight: of the latent's KL divergence.
         grid: tokens a side of the last observed map; the predicted maps that the times are nearest to get half as many.
+        state_noise: see `ActionCode`.
     """
 
     def __init__(

@@ -6,21 +6,22 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from para_video.agent import horizon_of
 from para_video.checkpoint import fingerprint
 from para_video.features import VideoBackbone
-from para_video.precision import autocast
+from para_video.precision import autocast, precision_of
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
@@ -198,3 +199,25 @@ def per_process(batch_size: int, processes: int) -> int:
     if batch_size < 1 or batch_size % processes:
         raise ValueError(f"batch_size {batch_size} must be positive and a multiple of the {processes} processes")
     return batch_size // processes
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Their versions by name."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of what figures depend on, with the precision that this machine calculates in, as summaries and rows carry them."""
+    packages = ("para_video", "torch", "metaworld", "mujoco", "numpy")
+    return {"precision": precision_of(PartialState().device), **installed(packages)}
+
+
+def precision_in(measured: Mapping[str, Any]) -> str:
+    """What a summary or a row was calculated in; those that do not say are of when it was always bf16."""
+    return measured.get("versions", {}).get("precision", "bf16")

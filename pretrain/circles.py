@@ -51,6 +51,7 @@ from para_video.runs import (
     same_settings,
     same_source,
     try_out,
+    versions,
 )
 from para_video.training import FitConfig, fit, make_accelerator, write_atomically
 from para_video.video import write_video
@@ -245,6 +246,7 @@ def main(config: CirclesConfig) -> dict[str, Any]:
         "seconds": time.perf_counter() - begun,
         "command": shlex.join(["python", "pretrain/circles.py", *sys.argv[1:]]),
         "config": plain_settings(config),
+        "versions": versions(),
     }
     write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())

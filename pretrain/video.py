@@ -52,7 +52,7 @@ from para_video.prediction import (
     video_files,
 )
 from para_video.readout import ReadoutSpec
-from para_video.runs import RESUME, command_line, output_folder, per_process, plain_settings, same_settings, same_source
+from para_video.runs import RESUME, command_line, output_folder, per_process, plain_settings, same_settings, same_source, versions
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, count_frames
 
@@ -446,7 +446,8 @@ def main(config: VideoConfig) -> dict[str, Any]:
             )
         show(figures, console)
     command = shlex.join(["python", "pretrain/video.py", *sys.argv[1:]])
-    summary |= {"command": command, "config": plain_settings(config), "seconds": time.perf_counter() - begun}
+    summary |= {"command": command, "config": plain_settings(config), "versions": versions()}
+    summary["seconds"] = time.perf_counter() - begun
     write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     console.print(f"{summary['seconds']:.0f} s in all. Strips, curves, figures and checkpoint: {out}")
