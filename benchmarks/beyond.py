@@ -33,7 +33,7 @@ from para_video.rollout import Cell, Episode, rollout
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
 from para_video.sims.metaworld import MetaWorldServo
-from para_video.sims.shifts import TRAINING_CAMERA, ManyViews, Shift, parse_shifts
+from para_video.sims.shifts import ManyViews, Shift, parse_shifts
 
 ROOT = Path(__file__).parent.parent
 NAME = "benchmarks/beyond.py"
@@ -127,7 +127,7 @@ def episodes(
 ) -> tuple[Cell, list[Decision]]:
     """Episodes under both cameras, and every decision in them if they are watched."""
     with trained.config.env(shift) as env:
-        both = ManyViews(env, {"other": Shift.parse(config.other).moved(TRAINING_CAMERA)})
+        both = ManyViews(env, {"other": Shift.parse(config.other).moved(trained.config.camera)})
         witness = Witness(env)
 
         def run(seed: int) -> Episode:

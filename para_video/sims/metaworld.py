@@ -93,6 +93,8 @@ class CameraPlacement:
 
     def wider(self, factor: float) -> CameraPlacement:
         """The camera whose picture, of `factor` times as many pixels a side, has this one's in its middle."""
+        if factor == 1:
+            return self  # to the last bit
         half = factor * math.tan(math.radians(self.fovy_deg / 2))
         return replace(self, fovy_deg=2 * math.degrees(math.atan(half)))
 
