@@ -12,9 +12,10 @@ trained, remove that folder and the results.
 All policies start from robot.py's own default: the shipped video model, and what fits of a PARA head that learnt circles on it: all
 of PARA but its last layer, most of regression's trunk, and nothing of ACT. --init none starts every head fresh.
 
-Policies are trained for 900 steps on up to five demonstrations, on more for 1200, in another way: half of the clips are repainted, the
-demonstrations' moves were disturbed, the robot's state is told exactly, and the camera is zoomed in (--repaint 0.5 --noise 0.3
---state-noise 0 --zoom 1.5 of finetune/robot.py, for every policy; surroundings and disturbed have what the first three do). So that all fits into ten to fourteen hours, headlines are
+Policies are trained for 900 steps on up to five demonstrations. On more it is 1200, and in another way: half of the clips are
+repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, and the camera is zoomed in (--repaint 0.5
+--noise 0.3 --state-noise 0 --zoom 1.5 of finetune/robot.py, for every policy; surroundings and disturbed have what the first three
+do). So that all fits into ten to fourteen hours, headlines are
 evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in each task's cell; regression is
 represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments
 are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question is about

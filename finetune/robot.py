@@ -154,8 +154,8 @@ class RobotConfig:
     size: int = 128
     """Side of the square frames in pixels."""
     zoom: float = 1.0
-    """Factor by which the camera is zoomed in. 1.5 frames where grippers go in Meta-World's tasks: a pixel is then 5 mm of the table
-    instead of 7."""
+    """Factor by which the camera is zoomed in. 1.5 frames where grippers go in Meta-World's tasks: a pixel is then 5 mm of the
+    table instead of 7."""
     spread_over: int = 64
     """Demonstrations show scenes chosen from this many so that objects and goals lie far apart; 0 takes them as they come."""
     noise: float = 0.0

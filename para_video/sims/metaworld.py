@@ -27,6 +27,7 @@ from torch import Tensor
 from para_video.camera import Camera, orbit, rotation_about
 from para_video.policy import Observation, StepResult, View
 from para_video.rollout import horizon_for
+from para_video.sims.experts import EXPERTS, EXPERTS_RECIPE, Expert
 
 
 def _available_opengl() -> str:
@@ -149,7 +150,7 @@ class MetaWorldEnv:
             self._env = _observable(self._task_class())
         self._env._random_reset_space = _widened(self._env._random_reset_space, widen, self._env.mocap_low, self._env.mocap_high)
         self._looks = {name: getattr(self._env.model, name).copy() for name in _FIELDS_OF_LOOKS}
-        self._expert = ENV_POLICY_MAP[task]()  # type: ignore[abstract]  # its entries are concrete; their inferred join is not
+        self._expert: Expert = EXPERTS.get(task, ENV_POLICY_MAP[task])()  # type: ignore[abstract]  # the map's entries are concrete
         self._renderer: mujoco.Renderer | None = None
         self._raw = np.zeros(39)
 
@@ -175,6 +176,7 @@ class MetaWorldEnv:
             "size": self.size,
             "shadows": self.shadows,
             "widen": self.widen,
+            **({"expert": EXPERTS_RECIPE} if self.task in EXPERTS else {}),
             "metaworld": version("metaworld"),
             "mujoco": version("mujoco"),
         }
@@ -277,7 +279,8 @@ class MetaWorldEnv:
         return np.array(self._env._last_rand_vec, dtype=np.float64)
 
     def expert_action(self) -> np.ndarray:
-        """(4,) the command of Meta-World's scripted expert in the current state, clipped to [-1, 1]."""
+        """(4,) the command of the scripted expert in the current state, clipped to [-1, 1]: Meta-World's, or one of our own
+        (`para_video.sims.experts`)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the experts' gains saturate on purpose
             return np.clip(self._expert.get_action(self._raw), -1, 1).astype(np.float32)

@@ -1,0 +1,44 @@
+"""Experts of our own: they succeed from everywhere, also where they are disturbed, and cannot be replayed blindly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from para_video.demos import Plan, record_demo
+from para_video.rollout import ReplanningOracle, Replay, evaluate, expert_rollout, rollout
+from para_video.sims.experts import EXPERTS
+from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
+
+SEEDS = range(70_000, 70_008)
+
+
+@pytest.fixture(params=sorted(EXPERTS))
+def env(request: pytest.FixtureRequest) -> MetaWorldEnv:
+    return MetaWorldEnv(request.param, size=16)
+
+
+def test_they_are_of_tasks_that_exist_and_make_demonstrations_of_their_own(env: MetaWorldEnv) -> None:
+    assert env.task in TASKS
+    assert "expert" in env.settings and "expert" not in MetaWorldEnv("push-v3", size=16).settings
+
+
+def test_they_succeed_and_policies_that_know_them_too_but_not_a_replay(env: MetaWorldEnv) -> None:
+    assert evaluate(lambda seed: expert_rollout(env, seed, horizon=120), SEEDS).successes == len(SEEDS)
+    run = lambda policy: lambda seed: rollout(env, policy, MetaWorldServo(), seed, context=0)  # noqa: E731
+    assert evaluate(run(ReplanningOracle(env)), SEEDS).successes == len(SEEDS)
+    demo = record_demo(env, 3, Plan(1), frames=False)
+    assert demo is not None and evaluate(run(Replay(demo)), SEEDS).successes <= 2
+
+
+def test_they_find_back_when_moves_are_disturbed(env: MetaWorldEnv) -> None:
+    demos = [record_demo(env, seed, Plan(1, noise=0.3), frames=False) for seed in range(8)]
+    assert all(demo is not None for demo in demos)
+
+
+def test_what_they_do_follows_from_the_observation_alone(env: MetaWorldEnv) -> None:
+    expert, rng = EXPERTS[env.task](), np.random.default_rng(0)
+    seen = rng.uniform(0, 0.8, (20, 39))
+    first = [expert.get_action(row) for row in seen]
+    again = [expert.get_action(row) for row in seen[::-1]][::-1]
+    assert np.array_equal(first, again) and np.shape(first) == (20, 4)
