@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +23,6 @@ from para_video.equivariance import Deviations, deviations, moments
 from para_video.figures import display_name, write_table
 from para_video.rows import Row, Rows
 from para_video.runs import command_line
-from para_video.sims.shifts import Shift, ShiftedEnv
 
 ROOT = Path(__file__).parent.parent
 NAME = "benchmarks/equivariance.py"
@@ -81,8 +80,7 @@ def measure(trained: Trained, config: Config) -> Row:
     if given.context != 1:
         raise ValueError(f"{trained.name} sees {given.context} frames; only policies that see one are measured")
     whole = given.size + 2 * max(config.shifts)
-    camera, half = given.camera.wider(whole / given.size), Shift(workspace=given.workspace or "")
-    with ShiftedEnv(given.task, half, camera=camera, size=whole, shadows=given.shadows, widen=given.widen) as env:
+    with replace(given, size=whole, zoom=given.zoom * given.size / whole).env() as env:  # what the policy sees is in the middle
         seen = tqdm(moments(env, config.seeds, config.every, trained.horizon), desc=trained.name, unit="picture")
         found = [deviations(trained.policy, moment, given.size, config.shifts) for moment in seen]
     stride = trained.policy.backbone.spec.stride

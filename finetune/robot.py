@@ -269,7 +269,7 @@ class RobotConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """Of training clips; the camera turns by the same share of its picture whatever the zoom."""
+        """Of training clips; the camera turns by about the same share of its picture whatever the zoom."""
         return Augmentation(repaint=self.repaint, turn_deg=Augmentation.turn_deg / self.zoom)
 
 
@@ -414,7 +414,7 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
     predictor = VideoPredictor(build_backbone(target, config.options, trusted=trusted_packages(config.backbone)))
     config.start(predictor, "video", console)
     stride, horizon = DEFAULT_SCHEDULE.frame_stride, shown_future(predictor.backbone, DEFAULT_SCHEDULE.chunk)
-    shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, replace(config.augmentation, repaint=0.0)), 1.0)]
+    shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, config.augmentation), 1.0)]
     if config.extra_videos is not None:
         shown.append((video_files(VideoFolder(config.extra_videos), config.size, 1), 1.0))
 

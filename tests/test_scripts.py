@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from backbones import build_backbone
 from finetune import robot
 from para_video.agent import VideoPolicy
+from para_video.batches import Augmentation
 from para_video.camera import Camera
 from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
@@ -29,7 +30,7 @@ from para_video.prediction import VideoPredictor
 from para_video.readout import ReadoutSpec
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.metaworld_clips import ClipPlan, record_clips
-from para_video.sims.shifts import Shift
+from para_video.sims.shifts import TRAINING_CAMERA, Shift
 from para_video.video import write_video
 from pretrain import circles, video
 from tests.tiny_models import TINY, saved
@@ -401,6 +402,18 @@ def test_every_policy_is_told_the_state_as_roughly_as_is_asked_for(policy):
     assert (head if policy == "para" else head.code).state_noise == 0.25
 
 
+def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns_clips_by_less():
+    plain, zoomed = (robot.RobotConfig(task="reach-v3", size=64, zoom=zoom) for zoom in (1.0, 1.5))
+    assert plain.camera is TRAINING_CAMERA and plain.augmentation == Augmentation()
+    assert zoomed.augmentation == Augmentation(turn_deg=Augmentation.turn_deg / 1.5)
+    points, middle = torch.tensor([[0.0, 0.6, 0.2], [-0.1, 0.8, 0.0]]), (64 - 1) / 2
+    for shift in (Shift(), Shift(azimuth=18)):
+        with plain.env(shift) as wide, zoomed.env(shift) as near:
+            before, after = (env.camera.project(points)[0] - middle for env in (wide, near))
+            assert after.numpy() == pytest.approx(1.5 * before.numpy(), abs=1e-3)
+            assert wide.settings != near.settings, "demonstrations of both are kept apart"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -417,6 +430,7 @@ def test_every_policy_is_told_the_state_as_roughly_as_is_asked_for(policy):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"state_noise": -1.0}, "must not be negative, got 0.0 and -1.0"),
+        ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
         ({"seed": -1}, "seed not negative"),
     ],
 )

@@ -295,6 +295,10 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
         ((5,), None, None), ((20,), 1200, 0.5)
     }  # fmt: skip
     assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
+    told = [
+        (grid.options["noise"], grid.options["state_noise"], grid.options["zoom"]) for grid in claims["Config"]().grids("disturbed")
+    ]
+    assert set(told) == {(0.3, 0.0, 1.0), (0.0, 1.0, 1.0)}, "its arms differ in what it is about, under one camera"
     assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
     shorter = claims["Config"](steps=300).grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in shorter} == {

@@ -1,4 +1,4 @@
-"""Scripted experts of our own, for tasks whose Meta-World expert cannot be learnt from.
+"""Scripted experts of our own, for tasks whose Meta-World expert no policy here learnt from.
 
 handle-pull's steers to (z, z, z), a height taken for a point, whenever it is more than two centimetres off the handle's height. It
 then flees the handle and comes back: its five pulls of 13 mm are what two thresholds make of each other, and no picture shows them.
