@@ -160,6 +160,9 @@ class RobotConfig:
     """Demonstrations show scenes chosen from this many so that objects and goals lie far apart; 0 takes them as they come."""
     noise: float = 0.0
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
+    scatter: int = 0
+    """Control steps (of a centimetre) by which the hand is moved away, at most, before half of the demonstrations begin. Try 25 with
+    many demonstrations."""
     state_noise: float = 1.0
     """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
     the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is
@@ -198,8 +201,10 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if not 0.1 <= self.zoom <= 10:
             raise ValueError(f"zoom must lie in [0.1, 10], got {self.zoom}; 1 leaves the camera as it is")
-        if min(self.noise, self.state_noise) < 0:
-            raise ValueError(f"noise and state_noise must not be negative, got {self.noise} and {self.state_noise}")
+        if min(self.noise, self.scatter, self.state_noise) < 0:
+            raise ValueError(
+                f"noise, scatter and state_noise must not be negative, got {self.noise}, {self.scatter} and {self.state_noise}"
+            )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.extra_videos is not None and not self.video_steps:
@@ -290,7 +295,7 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
         found = cached_demos(
             env,
-            Plan(config.demos, spread_over=config.spread_over, noise=config.noise),
+            Plan(config.demos, spread_over=config.spread_over, noise=config.noise, scatter=config.scatter),
             on_episode=lambda _, ok: bar.update(int(ok)),
         )
         bar.update(config.demos - bar.n)

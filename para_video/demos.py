@@ -153,6 +153,9 @@ class Plan:
             objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
             command); the expert corrects itself, so that recovery is demonstrated too.
+        scatter: before every other demonstration or so, by chance, the hand is moved in a random direction for up to this many control
+            steps at full speed, which is not recorded. Where all begin in the same place, a policy learns the first move as a
+            direction in the picture.
         tail: steps recorded after the first success. Few: frames of a robot at rest teach to stop as soon as the picture looks so,
             which it also does where the gripper covers a goal that is nearer or farther away.
         limit: steps after which the expert counts as failed.
@@ -162,6 +165,7 @@ class Plan:
     first_seed: int = 0
     spread_over: int = 0
     noise: float = 0.0
+    scatter: int = 0
     tail: int = 4
     limit: int = 200
 
@@ -177,6 +181,8 @@ def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = Tru
     """
     rng = np.random.default_rng((seed, 0))
     env.reset(seed)
+    if plan.scatter:
+        _scatter(env, np.random.default_rng((seed, 1)), plan.scatter)
     rows: list[tuple[np.ndarray | np.float32, ...]] = []
     stop, succeeded = plan.limit, False
     while len(rows) < stop:
@@ -191,6 +197,14 @@ def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = Tru
         return None
     images, positions, rotations, openings, grippers, moves = (np.stack(column) for column in zip(*rows, strict=True))
     return Demo(images, positions, rotations, openings, grippers, env.camera, env.task, seed, moves)
+
+
+def _scatter(env: RecordableEnv, rng: np.random.Generator, steps: int) -> None:
+    """By half a chance, move the hand away from where the episode starts, its gripper open."""
+    stays, direction = rng.random() < 0.5, rng.standard_normal(3)
+    command = np.append(direction / np.abs(direction).max(), -1.0).astype(np.float32)
+    for _ in range(0 if stays else rng.integers(1, steps + 1)):
+        env.step(command)
 
 
 def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, bool], None] | None = None) -> DemoSet:

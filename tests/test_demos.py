@@ -134,6 +134,16 @@ def test_noise_changes_the_path_and_not_the_start(env: MetaWorldEnv) -> None:
     assert np.array_equal(noisy.positions, again.positions)
 
 
+def test_scatter_moves_some_starts_by_no_more_than_it_says_and_leaves_the_scene(env: MetaWorldEnv) -> None:
+    moved = []
+    for seed in range(8):
+        plain, far, again = (record_demo(env, seed, Plan(1, scatter=steps), frames=False) for steps in (0, 12, 12))
+        assert np.array_equal(far.positions, again.positions)
+        moved.append(np.abs(far.positions[0] - plain.positions[0]).max())
+        assert np.linalg.norm(far.positions[-1] - plain.positions[-1]) < 0.05, "the same goal is reached"
+    assert 0 < np.count_nonzero(moved) < len(moved) and max(moved) < 12 * 0.01 + 0.02
+
+
 # ---------------------------------------------------------------- disk
 
 
@@ -173,7 +183,7 @@ def test_while_one_records_a_set_others_wait(three: DemoSet, tmp_path: Path) -> 
 
 
 def test_whatever_changes_a_byte_changes_the_name_in_the_cache(env: MetaWorldEnv) -> None:
-    plans = [Plan(1), Plan(2), Plan(1, first_seed=5), Plan(1, noise=0.1), Plan(1, tail=3), Plan(1, limit=150)]
+    plans = [Plan(1), Plan(2), Plan(1, first_seed=5), Plan(1, noise=0.1), Plan(1, scatter=9), Plan(1, tail=3), Plan(1, limit=150)]
     names = [cache_name({**env.settings, **asdict(plan)}) for plan in plans]
     views = [{}, {"size": 24}, {"shadows": True}, {"widen": 1.5}, {"camera": CameraPlacement(azimuth_deg=140)}]
     names += [cache_name({**MetaWorldEnv("reach-v3", **view).settings, **asdict(Plan(1))}) for view in views]
