@@ -162,8 +162,8 @@ class RobotConfig:
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
     scatter: int = 0
     """Before half of the demonstrations, by chance, the hand is moved in a random direction for up to this many control steps of a
-    centimetre. Where all begin in one place, the first move is learnt as a direction in the picture, which a turned camera shows
-    elsewhere. Try 25 with 20 demonstrations."""
+    centimetre. Where all begin in one place, the first move may be learnt as a direction in the picture, which a turned camera
+    shows elsewhere. Try 25 with 20 demonstrations."""
     state_noise: float = 1.0
     """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
     the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is

@@ -153,8 +153,8 @@ class Plan:
             objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
             command); the expert corrects itself, so that recovery is demonstrated too.
-        scatter: before every other demonstration or so, by chance, the hand is moved in a random direction for up to this many control
-            steps at full speed, which is not recorded. Where all begin in the same place, a policy learns the first move as a
+        scatter: before half of the demonstrations, by chance, the hand is moved in a random direction for up to this many control
+            steps at full speed, which is not recorded. Where all begin in the same place, a policy may learn the first move as a
             direction in the picture.
         tail: steps recorded after the first success. Few: frames of a robot at rest teach to stop as soon as the picture looks so,
             which it also does where the gripper covers a goal that is nearer or farther away.
@@ -201,9 +201,11 @@ def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = Tru
 
 def _scatter(env: RecordableEnv, rng: np.random.Generator, steps: int) -> None:
     """By half a chance, move the hand away from where the episode starts, its gripper open."""
-    stays, direction = rng.random() < 0.5, rng.standard_normal(3)
+    if rng.random() < 0.5:
+        return
+    direction = rng.standard_normal(3)
     command = np.append(direction / np.abs(direction).max(), -1.0).astype(np.float32)
-    for _ in range(0 if stays else rng.integers(1, steps + 1)):
+    for _ in range(rng.integers(1, steps + 1)):
         env.step(command)
 
 
