@@ -161,7 +161,7 @@ class RobotConfig:
     noise: float = 0.0
     """Standard deviation of the noise on the expert's moves while demonstrations are recorded; 1 is its full speed."""
     scatter: int = 0
-    """Before half of the demonstrations, by chance, the hand is moved in a random direction for up to this many control steps of a
+    """Before every second demonstration the hand is moved in a random direction for up to this many control steps of a
     centimetre. Where all begin in one place, the first move may be learnt as a direction in the picture, which a turned camera
     shows elsewhere. Try 25 with 20 demonstrations."""
     state_noise: float = 1.0

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,7 +153,7 @@ class Plan:
             objects and goals are) lie far apart, as a person would set them up; else of one seed after the other.
         noise: standard deviation of the Gaussian noise on the executed motion (not on the gripper, nor on the recorded
             command); the expert corrects itself, so that recovery is demonstrated too.
-        scatter: before half of the demonstrations, by chance, the hand is moved in a random direction for up to this many control
+        scatter: before every second demonstration of a set the hand is moved in a random direction for up to this many control
             steps at full speed, which is not recorded. Where all begin in the same place, a policy may learn the first move as a
             direction in the picture.
         tail: steps recorded after the first success. Few: frames of a robot at rest teach to stop as soon as the picture looks so,
@@ -171,7 +171,7 @@ class Plan:
 
 
 def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = True) -> Demo | None:
-    """Let the expert act from the start of an episode.
+    """Let the expert act from the start of an episode, or from where the plan's `scatter` takes the hand.
 
     Args:
         frames: False renders nothing and leaves frames (n, 0, 0, 3), where only the motion is wanted.
@@ -200,9 +200,7 @@ def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = Tru
 
 
 def _scatter(env: RecordableEnv, rng: np.random.Generator, steps: int) -> None:
-    """By half a chance, move the hand away from where the episode starts, its gripper open."""
-    if rng.random() < 0.5:
-        return
+    """Move the hand away from where the episode starts, its gripper open."""
     direction = rng.standard_normal(3)
     command = np.append(direction / np.abs(direction).max(), -1.0).astype(np.float32)
     for _ in range(rng.integers(1, steps + 1)):
@@ -227,7 +225,7 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
             break
         if not 0 <= seed < EVALUATION_SEED:
             raise ValueError(f"demo seed {seed} is outside [0, {EVALUATION_SEED}): choose a lower first_seed")
-        demo = record_demo(env, seed, plan)
+        demo = record_demo(env, seed, plan if len(demos) % 2 else replace(plan, scatter=0))
         if demo is None:
             discarded.append(seed)
         else:
