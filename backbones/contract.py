@@ -365,7 +365,7 @@ def joint_gives_the_features(trial: Trial) -> None:
         video = trial.clip(observed + horizon)
         joint, loss = trial.joint(video, observed, since)
         alone = trial.features(video[:, :observed], horizon, since)
-        # what several threads alone do to svd's inputs, which its noise level of 700 divides, comes to 1.2e-3
+        # the order of sums under several threads alone comes to 1.2e-3 of the spread (svd)
         atol, rtol = 2e-3 * trial.rounding * float(alone.maps.std()), 1e-3 * trial.rounding
         need_close(joint.maps, alone.maps, "the features of joint are not those of the observed frames", atol=atol, rtol=rtol)
         same = torch.equal(joint.times, alone.times) and torch.equal(joint.image_to_map, alone.image_to_map)
