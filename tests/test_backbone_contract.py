@@ -12,6 +12,7 @@ from backbones.contract import (
     Check,
     Trial,
     gradients_reach_all,
+    joint_gives_the_features,
     leave_start,
     the_future_stays_out,
     the_loss_is_seeded,
@@ -93,6 +94,8 @@ def test_the_contract_is_kept(name: str, check: Check) -> None:
     assert (name in GENERATORS) == backbone.spec.generative
     if check in (gradients_reach_all, the_future_stays_out, the_loss_is_seeded):
         leave_start(backbone)
+    if name == "svd" and check is joint_gives_the_features:
+        backbone.double()  # at its level float32 rounds one batch and two of it apart by the bound, more so in threads
     # at svd's level observed frames but the first are drowned in noise
     check(Trial(backbone, least_change=1e-3 if name == "svd" else 1e-6))
 
