@@ -23,6 +23,7 @@ from rich.console import Console
 from backbones import shipped_heads
 from finetune.grid import KEY, cell, draw_arms, gain, measure
 from finetune.robot import RobotConfig
+from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows
 
@@ -31,9 +32,8 @@ ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "s
 """What is taken from circles by the arm's name."""
 HEADING = """# What circles teach
 
-Five demonstrations, and a start from nothing but the shipped video model, or from parts of a policy that learnt to track and
-predict circles. Gains are over the arm "none" of the same policy, with 95 % intervals by bootstrap over episodes; one training
-seed.
+Few demonstrations, and a start from nothing but the shipped video model, or from parts of a policy that learnt to track and
+predict circles. Gains are over the arm "none" of the same policy, with 95 % intervals by bootstrap over episodes.
 
 ![Success by arm](circle_arms.png)
 
@@ -65,19 +65,19 @@ class Config:
 
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table and the picture of all rows."""
-    console, rows = Console(), Rows(config.results, {name: asdict(config)[name] for name in ("steps", "episodes")}, KEY)
+    console, shipped = Console(), shipped_heads("mini")
+    assert shipped is not None
+    starts = {"circles": config.circles, "regression": config.regression, "shipped": shipped}
+    settings = {name: asdict(config)[name] for name in ("steps", "episodes")}
+    rows = Rows(config.results, settings | {"weights": {name: checkpoint_digest(folder) for name, folder in starts.items()}}, KEY)
     for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, config.arms):
-        starts = {"para": config.circles, "regression": config.regression}
-        if arm == "shipped head":
-            shipped = shipped_heads("mini")
-            assert shipped is not None
-            starts = {"para": shipped}
+        taken = {"para": shipped} if arm == "shipped head" else {"para": config.circles, "regression": config.regression}
         configs = {
             name: RobotConfig(
                 task=task, demos=demos, seed=seed, init=str(start) if ARMS[arm] else "none", init_part=ARMS[arm] or "both",
                 steps=config.steps, episodes=config.episodes,
             )
-            for name, start in starts.items()
+            for name, start in taken.items()
         }  # fmt: skip
         measure(arm, configs, rows, config.out, console)
     write(config, rows)
@@ -96,7 +96,11 @@ def write(config: Config, rows: Rows) -> None:
             table.append([policy, arm, *cells, *(told_gain(rows, policy, arm, view) for view in views)])
     titles = [f"{task.removesuffix('-v3')}, {view}" for task in tasks for view in views]
     header = ["policy", "from circles", *titles, *(f"gain, {view}" for view in views)]
-    made = f"`python benchmarks/circle_arms.py`: {config.steps} steps of each policy; successes."
+    demos, seeds = (", ".join(map(str, sorted({row[name] for row in found}))) for name in ("demos", "seed"))
+    made = (
+        f"`python benchmarks/circle_arms.py`: {demos} demonstrations, {config.steps} steps of each policy, training seeds {seeds}; "
+        "successes."
+    )
     write_table(config.page, "benchmarks/circle_arms.py", header, table, made, heading=HEADING)
     draw_arms(config.page.with_name("circle_arms.png"), found, list(config.arms), policies, "All tasks, training camera's view")
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from backbones import shipped_weights
 from finetune.grid import KEY, cell, draw_arms, measure
 from finetune.robot import RobotConfig
+from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows
 
@@ -74,13 +76,15 @@ ARMS = [Arm(*parts) for parts in itertools.product(STARTS, (False, True), (True,
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table and the picture of all rows."""
     console = Console()
-    rows = Rows(config.results, {name: asdict(config)[name] for name in ("video_steps", "steps", "episodes")}, KEY)
+    settings = {name: asdict(config)[name] for name in ("video_steps", "steps", "episodes")}
+    weights = {start: checkpoint_digest(folder) for start in STARTS if (folder := shipped_weights(start))}
+    rows = Rows(config.results, settings | {"weights": weights}, KEY)
     for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, ARMS):
         run = RobotConfig(
             task=task, demos=demos, seed=seed, backbone=arm.start, init="none", train="heads" if arm.frozen else "joint",
             video_steps=config.video_steps if arm.tuned else 0, steps=config.steps, episodes=config.episodes, azimuths="0",
         )  # fmt: skip
-        video = config.out / f"{task}-{demos}-{seed}" / f"video-{arm.start}"
+        video = config.out / f"{task}-{demos}-{seed}" / f"video-{arm.start}-{config.video_steps}"
         measure(str(arm), dict.fromkeys(config.policies, run), rows, config.out, console, video=video)
     write(config, rows)
     return rows.find()

@@ -60,6 +60,7 @@ def main(config: Config) -> None:
         if "command" in summary:
             summary["command"] = without_out(summary["command"])
         path = config.results / f"{name_of(summary)}.json"
+        refuse_another(path, summary)
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
     robots, videos, circles = (
         [json.loads(path.read_text()) for path in sorted(config.results.glob(f"{kind}*.json"))]
@@ -84,9 +85,19 @@ def name_of(summary: dict[str, Any]) -> str:
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
             told = option if option == "init" and value != "none" else f"{option}-{value}"
-            name += "-" + re.sub(r"[^\w.]+", "-", told).strip("-")
+            name += "-" + re.sub(r"[^\w.-]+", "-", told).strip("-")
     precision = precision_in(summary)
     return name if precision == "bf16" else f"{name}-{precision}"
+
+
+def refuse_another(path: Path, summary: dict[str, Any]) -> None:
+    """Raise ValueError where a summary of other settings lies, whose place this one's would take."""
+    if path.is_file():
+        kept, now = json.loads(path.read_text())["config"], summary["config"]
+        differ = [name for name in sorted(kept.keys() & now) if name not in UNNAMED and kept[name] != now[name]]
+        if differ:
+            told = ", ".join(f"{name} {kept[name]} and {now[name]}" for name in differ)
+            raise ValueError(f"{path} is of a run with other settings ({told}): move it away to have this one in its place")
 
 
 def without_out(command: str) -> str:
@@ -104,15 +115,15 @@ def robot_table(summary: dict[str, Any]) -> str:
     """One row per policy, then what bounds them."""
     config, versions = summary["config"], summary["versions"]
     views = list(next(iter(summary["policies"].values()))["cells"])
-    turned = [re.sub(r"^azimuth([+-].*)", r"\1 degrees", view) for view in views[1:]]
-    names, lines = ["policy", "same view", *turned, "held, same view", "training s", "ms a decision"], []
+    seen = ["same view" if view == "same" else re.sub(r"^azimuth([+-].*)", r"\1 degrees", view) for view in views]
+    names, lines = ["policy", *seen, f"held, {seen[0]}", "training s", "ms a decision"], []
     for name, policy in summary["policies"].items():
         cells = policy["cells"]
         held = f"{cells[views[0]]['held']}/{cells[views[0]]['episodes']}"
         spent = f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}"
         lines.append([ROWS.get(name, name), *(_cell(cells[view]) for view in views), held, *spent])
     for name, cell in summary["oracle"].items():
-        lines.append([ROWS[name], _cell(cell), *[""] * len(turned), f"{cell['held']}/{cell['episodes']}", "", ""])
+        lines.append([ROWS[name], _cell(cell), *[""] * len(views[1:]), f"{cell['held']}/{cell['episodes']}", "", ""])
     steps = next(iter(summary["policies"].values()))["steps"]
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (

@@ -208,6 +208,9 @@ class RobotConfig:
             )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
+        recorded = ("noise", "scatter", "spread_over")
+        if self.demo_folder is not None and (ours := [n for n in recorded if getattr(self, n) != getattr(type(self), n)]):
+            raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
         self.views, self.options, self.para_options  # noqa: B018 - to parse them at once
@@ -250,7 +253,9 @@ class RobotConfig:
         part = "" if self.init_part == "both" else self.init_part
         for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
             if folder is not None:
-                console.print(f"{name} starts from {folder}: {{}} of {{}} tensors".format(*initialise(module, folder, part=taken)))
+                needed = taken != "head" or name == "para"  # a baseline's own head may share nothing with PARA's
+                taken_of = initialise(module, folder, part=taken, needed=needed)
+                console.print(f"{name} starts from {folder}: {taken_of[0]} of {taken_of[1]} tensors")
 
     @property
     def views(self) -> dict[str, Shift]:
@@ -309,7 +314,7 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
     """Demonstrations of a user's own, as they came.
 
     Raises:
-        ValueError: they show another task or size than is evaluated, or an episode that policies are evaluated on.
+        ValueError: they show another task, size or camera than is evaluated, or an episode that policies are evaluated on.
     """
     for demo in demos.demos:
         size = demo.frames.shape[1:3]
@@ -317,6 +322,15 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
             raise ValueError(
                 f"{config.demo_folder}: a demonstration shows {demo.task!r} at {size} px, the evaluation is of {config.task!r} at "
                 f"{(config.size, config.size)} px; pass its --task and --size"
+            )
+        seen, acts = demo.camera, config.camera.camera(config.size)
+        if not (
+            torch.allclose(seen.intrinsics, acts.intrinsics, rtol=1e-3)
+            and torch.allclose(seen.world_T_camera, acts.world_T_camera, atol=1e-3)
+        ):
+            raise ValueError(
+                f"{config.demo_folder}: a demonstration was seen by another camera (focal length {seen.intrinsics[0, 0]:.1f} px) "
+                f"than policies act with ({acts.intrinsics[0, 0]:.1f} px): pass the --zoom that it was recorded with"
             )
         if demo.seed >= EVALUATION_SEED:
             raise ValueError(

@@ -38,6 +38,7 @@ from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
 from para_video.rows import Row, Rows
 from para_video.runs import plain_settings, versions
+from para_video.sims.experts import recipe
 from para_video.sims.metaworld import episode_steps
 from para_video.sims.shifts import Shift
 from para_video.training import STATE_FILE, make_accelerator, write_atomically
@@ -48,6 +49,8 @@ REFERENCES = ("expert", "readout", "blind_replay")
 """Policies that are not trained, and bound those that are; their rows have seed 0."""
 FREE = ("policies", "azimuths", "shifts", "episodes", "out", "resume", "seed", "head_options", "init", "learning_rate")
 """Options that a policy's folder is not named after: it is the same under them, or what they stand for is in its name."""
+SCENE = ("task", "demos", "demo_folder", "size", "zoom", "spread_over", "noise", "scatter", "widen", "workspace", "shadows")
+"""Those that references depend on."""
 START_S, RECORD_S, REFERENCE_FACTOR, USUAL_STEPS = 8.0, 1.0, 1.5, 200
 """For the estimate: seconds until a worker works, and of a recorded demonstration; what a control step of a reference takes beside
 one of a policy; control steps of an episode whose horizon is not known yet."""
@@ -114,17 +117,19 @@ class Suite:
 
     def horizon(self, config: RobotConfig) -> int:
         """Control steps of an episode, found once."""
-        kept = self._horizons()
-        if not kept.find(task=config.task, widen=config.widen):
-            kept.add({"task": config.task, "widen": config.widen, "steps": episode_steps(config.task, config.widen)})
-        return kept.find(task=config.task, widen=config.widen)[0]["steps"]
+        kept, key = self._horizons(), {"task": config.task, "widen": config.widen, "expert": recipe(config.task)}
+        if not kept.find(**key):
+            kept.add({**key, "steps": episode_steps(config.task, config.widen)})
+        return kept.find(**key)[0]["steps"]
 
     def known_horizons(self) -> dict[tuple[str, float], int]:
         """Those that were found, by task and `widen`."""
-        return {(row["task"], row["widen"]): row["steps"] for row in self._horizons().find()}
+        return {
+            (row["task"], row["widen"]): row["steps"] for row in self._horizons().find() if row["expert"] == recipe(row["task"])
+        }
 
     def _horizons(self) -> Rows:
-        return Rows(self.work / "horizons.json", {"metaworld": versions()["metaworld"]}, ("task", "widen"))
+        return Rows(self.work / "horizons.json", {"metaworld": versions()["metaworld"]}, ("task", "widen", "expert"))
 
 
 def stored(results: Path, experiment: str) -> Rows:
@@ -207,7 +212,7 @@ class ReferenceJob:
             asked = replace(self.config, episodes=_episodes(wanted))
             measured, _ = robot.bounds(asked, demos, spec, Shift.parse(view), horizon)
             for name, cell in measured.items():
-                keep(suite, wanted, self.config, name, cell, {"horizon": horizon})
+                keep(suite, wanted, self.config, name, cell, {"trained_on": self.name, "horizon": horizon})
 
 
 def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row) -> None:
@@ -259,10 +264,10 @@ def missing_jobs(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> lis
 
 
 def _counts(row: Row | None, name: str, episodes: int) -> bool:
-    """Whether a row, if there is one, is of the policy (where it is one's), the schedule and the episodes that are wanted."""
+    """Whether a row, if there is one, is of the policy or the references, the schedule and the episodes that are wanted."""
     if row is None or len(row["succeeded"]) < episodes:
         return False
-    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("trained_on", name) == name
+    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("trained_on") == name
 
 
 def _policies(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:
@@ -289,13 +294,20 @@ def _job(suite: Suite, config: RobotConfig, policy: str | None) -> PolicyJob | R
 
 
 def trained_on(config: RobotConfig, policy: str) -> str:
-    """A name for a policy that is another whenever anything differs that it is trained on."""
-    kind = policy.split("-")[0]
-    settings = {name: value for name, value in plain_settings(config).items() if name not in FREE}
-    settings |= {"start": _digest(shipped_weights(config.backbone)), "init": _digest(config.init_folder)}
-    settings |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
-    settings |= {"head": config.para_options if policy in ("para", "references") else None}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    """A name for a policy that is another whenever anything differs that it is trained on.
+
+    What is off (0, None, empty) is left out: an option that comes later leaves the names of policies without it as they are.
+    """
+    kind, settings = policy.split("-")[0], {name: value for name, value in plain_settings(config).items() if value}
+    if policy == "references":
+        told = {name: value for name, value in settings.items() if name in SCENE}
+    else:
+        told = {name: value for name, value in settings.items() if name not in FREE}
+        told |= {"start": _digest(shipped_weights(config.backbone)), "init": _digest(config.init_folder)}
+        told |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
+    told |= {"actions": (DEFAULT_SCHEDULE.chunk, DEFAULT_SCHEDULE.frame_stride), "expert": recipe(config.task)}
+    told |= {"head": config.para_options if policy in ("para", "references") else None}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     return f"{config.task}-{config.demos}-{config.seed}-{policy}-{digest}"
 
 

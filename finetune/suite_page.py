@@ -209,9 +209,11 @@ def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> 
     for arm, demos, task, view in dict.fromkeys((row["arm"], row["demos"], row["task"], row["view"]) for row in rows):
         cells = []
         for policy in [*policies, *REFERENCES]:
-            here = [row for row in rows if (row["arm"], row["task"], row["view"]) == (arm, task, view) and row["policy"] == policy]
-            if policy not in REFERENCES:
-                here = [row for row in here if row["demos"] == demos]
+            here = [
+                row
+                for row in rows
+                if (row["arm"], row["demos"], row["task"], row["view"], row["policy"]) == (arm, demos, task, view, policy)
+            ]
             won, held = ("".join(row[field] for row in here) for field in ("succeeded", "held"))
             cells.append(f"{won.count('1')}/{len(won)} ({held.count('1')})" if won else "")
         if any(cells[: len(policies)]):

@@ -74,8 +74,18 @@ class Trained:
         return {"task": self.config.task, "demos": self.config.demos, "seed": self.config.seed, "policy": self.name}
 
     def missing(self, rows: Rows, **more: Any) -> bool:
-        """Whether there is no row of these weights under today's schedule; more: what else is in the rows' key."""
-        return not rows.find(**self.key, **more, weights=self.weights, schedule=asdict(DEFAULT_SCHEDULE))
+        """Whether there is no row under today's schedule; more: what else is in the rows' key.
+
+        Raises:
+            ValueError: there is one of another policy of the same name, whose place this one's would take.
+        """
+        kept = rows.find(**self.key, **more)
+        if any(row["weights"] != self.weights for row in kept):
+            raise ValueError(
+                f"{rows.path} holds rows of another policy, with other weights, from the same task, demonstrations and seed "
+                f"({', '.join(map(str, self.key.values()))}): choose another --results, or remove that file"
+            )
+        return all(row["schedule"] != asdict(DEFAULT_SCHEDULE) for row in kept)
 
     def add(self, rows: Rows, measured: Row, **more: Any) -> None:
         """Keep what was measured."""

@@ -382,17 +382,31 @@ def _load_demo(path: Path, task: str, seed: int, checksum: str | None) -> Demo:
 
 
 def _check(demo: Demo, path: Path) -> None:
-    """Refuse arrays that do not belong together or are no numbers."""
+    """Refuse arrays that do not belong together or are no numbers, and what the files cannot say."""
+    if demo.camera.distortion is not None:
+        raise ValueError(f"{path}: its camera has a lens distortion; undistort the frames and give an ideal pinhole camera")
+    if demo.camera.batch_shape:
+        raise ValueError(f"{path}: its camera has batch shape {tuple(demo.camera.batch_shape)}, wanted one camera; {_REMEDY}")
+    if not isinstance(demo.seed, int):
+        raise ValueError(f"{path}: seed {demo.seed!r} is no integer; {_REMEDY}")
+    steps = len(demo) if demo.positions.ndim else 0
     for name, row in _ROWS.items():
         array = getattr(demo, name)
         if array is None:
             continue
         shape_fits = array.ndim == 1 + len(row) and all(want in (None, got) for want, got in zip(row, array.shape[1:], strict=True))
-        if not shape_fits or len(array) != len(demo) or len(demo) == 0:
-            wanted = (len(demo) or "n", *("H" if want is None else want for want in row))
+        if not shape_fits or len(array) != steps or steps == 0:
+            wanted = (steps or "n", *("H" if want is None else want for want in row))
             raise ValueError(f"{path}: {name} has shape {array.shape}, wanted {wanted}; {_REMEDY}")
         if array.dtype != (np.uint8 if name == "frames" else np.float32):
             raise ValueError(f"{path}: {name} is {array.dtype}, wanted {'uint8' if name == 'frames' else 'float32'}; {_REMEDY}")
         if not np.isfinite(array).all():
             row_index = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"{path}: {name} is not finite at step {row_index}: {array[row_index]}; {_REMEDY}")
+    for name, (low, high) in {"openings": (0, 1), "gripper": (-1, 1)}.items():
+        array = getattr(demo, name)
+        if array.min() < low - 1e-3 or array.max() > high + 1e-3:
+            raise ValueError(f"{path}: {name} lies in [{array.min():g}, {array.max():g}], wanted [{low}, {high}]; {_REMEDY}")
+    product = demo.rotations @ demo.rotations.transpose(0, 2, 1)
+    if np.abs(product - np.eye(3)).max() > 1e-2 or np.linalg.det(demo.rotations).min() < 0:
+        raise ValueError(f"{path}: rotations holds matrices that are no rotations; {_REMEDY}")

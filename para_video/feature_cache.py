@@ -29,7 +29,7 @@ from para_video.agent import Batch, VideoPolicy
 from para_video.batches import DemoBatches
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
-from para_video.precision import autocast
+from para_video.precision import autocast, precision_of
 from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
@@ -74,7 +74,8 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
     told = {
         "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"),
         "backbone": type(policy.backbone).__qualname__, "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
-        "batch_size": batch_size, "context": batches.context, "chunk": batches.chunk, "stride": batches.stride,
+        "precision": precision_of(policy.backbone.device), "batch_size": batch_size, "context": batches.context,
+        "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
         "settings": policy.backbone.settings(), "weights": weight_digests(policy.backbone),
     }  # fmt: skip

@@ -39,7 +39,7 @@ class Rows:
             return None, []
         try:
             found = json.loads(self.path.read_text())
-            return dict(found["settings"]), sorted(found["rows"], key=lambda row: [row[name] for name in self.key])
+            return dict(found["settings"]), sorted(found["rows"], key=lambda row: [_rank(row[name]) for name in self.key])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is damaged ({error!r}); restore it or choose another file") from error
 
@@ -53,3 +53,8 @@ class Rows:
             others = [old for old in self._read()[1] if any(old[name] != row[name] for name in self.key)]
             lines = ",\n".join(json.dumps(each) for each in [*others, row])  # a line each, so that a diff shows what is new
             write_atomically(self.path, f'{{"settings": {json.dumps(self.settings)},\n"rows": [\n{lines}\n]}}\n'.encode())
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+    """For sorting: None, which a key may hold, comes last."""
+    return (True, 0) if value is None else (False, value)

@@ -70,8 +70,10 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
         ValueError: resume without a folder, or one where there is nothing to resume.
     """
     if resume:
-        if wanted is None or not wanted.is_dir():
-            raise ValueError(f"--resume needs --out with the folder of the interrupted run, got {wanted}")
+        if wanted is None or not (wanted / SETTINGS_FILE).is_file():
+            raise ValueError(
+                f"--resume needs --out with the folder of the interrupted run, where {SETTINGS_FILE} lies; got {wanted}"
+            )
         return wanted
     chosen = [wanted]
     if wanted is None and accelerator.is_main_process:
@@ -115,7 +117,7 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
         try:
             before = dict(json.loads(path.read_text()))
             before.pop(SOURCE, None)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
         differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
         if differ:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbones import backbone_options, build_backbone, import_string
 from backbones.latent import Prompts
@@ -57,6 +57,14 @@ def test_initialise_takes_what_fits_and_says_how_much(tmp_path):
     taken, own = initialise(other, tmp_path)
     assert own - taken == 2  # weight and bias of the last layer, which has other bins
     assert torch.equal(other.backbone.stem.weight, source.backbone.stem.weight)
+
+
+def test_of_a_head_that_shares_nothing_nothing_is_taken_where_none_is_needed(tmp_path):
+    policy = nn.Linear(3, 2)
+    save_file({"head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="nothing in .* fits this policy"):
+        initialise(policy, tmp_path, part="head")
+    assert initialise(policy, tmp_path, part="head", needed=False) == (0, 2)
 
 
 def test_initialise_leaves_buffers(tmp_path):

@@ -275,6 +275,12 @@ def rewritten(folder: Path, **arrays: np.ndarray) -> None:
         ("frames", lambda a: a[..., :2].copy(), r"frames has shape"),
         ("rotations", lambda a: a.reshape(len(a), 9), r"rotations has shape"),
         ("openings", lambda a: a.astype(np.float64), "openings is float64, wanted float32"),
+        ("openings", lambda a: 5 + a, r"openings lies in \[.*wanted \[0, 1\]"),
+        ("gripper", lambda a: a - 40, r"gripper lies in"),
+        ("rotations", lambda a: 0 * a, "no rotations"),
+        ("rotations", lambda a: -a, "no rotations"),
+        ("positions", lambda a: np.array(1.0, np.float32), r"positions has shape \(\)"),
+        ("intrinsics", lambda a: np.stack([a] * 3), r"batch shape \(3,\)"),
         ("world_T_camera", lambda a: 2 * a, "not a demo.*rigid"),
         ("surprise", lambda a: np.zeros(3), "not a demo.*surprise"),
     ],
@@ -293,6 +299,17 @@ def test_a_demo_without_steps_is_refused(three: DemoSet, tmp_path: Path) -> None
     empty = replace(demo, **{name: getattr(demo, name)[:0] for name in names})
     with pytest.raises(ValueError, match="shape"):
         save_demos(DemoSet((empty,)), tmp_path / "set")
+
+
+def test_what_the_files_cannot_say_is_refused(three: DemoSet, folder: Path, tmp_path: Path) -> None:
+    lens = replace(three.demos[0], camera=replace(three.demos[0].camera, distortion=object()))
+    with pytest.raises(ValueError, match="undistort the frames"):
+        save_demos(DemoSet((lens,)), tmp_path / "set")
+    index = json.loads((folder / "demos.json").read_text())
+    index["demos"][0]["seed"] = "7"
+    (folder / "demos.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="seed '7' is no integer"):
+        load_demos(folder)
 
 
 # ---------------------------------------------------------------- selection

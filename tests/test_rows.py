@@ -24,6 +24,13 @@ def test_rows_outlive_the_process_that_measured_them_and_one_key_has_one_row(tmp
     assert json.loads(path.read_text())["settings"] == {"steps": 3}
 
 
+def test_a_key_may_hold_none(tmp_path):
+    rows = Rows(tmp_path / "rows.json", {}, ("tap", "level"))
+    for level in (None, 0.5):
+        rows.add({"tap": "fine", "level": level})
+    assert [row["level"] for row in rows.find()] == [0.5, None]
+
+
 def test_rows_of_other_settings_and_damaged_files_are_refused(tmp_path):
     path = tmp_path / "rows.json"
     Rows(path, {"steps": 3, "episodes": (1, 2)}, KEY).add(row("a", "1"))

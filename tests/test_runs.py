@@ -79,6 +79,18 @@ def test_a_start_that_failed_leaves_its_folder_free_and_content_does_not(tmp_pat
     assert (first / SETTINGS_FILE).is_file()
 
 
+def test_there_must_be_a_run_to_resume_and_its_settings_must_be_some(tmp_path):
+    accelerator = make_accelerator("no")
+    (tmp_path / "thesis.txt").write_text("not a run")
+    for folder in (None, tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match="--resume needs --out with the folder of the interrupted run"):
+            output_folder(folder, "circles", resume=True, accelerator=accelerator)
+    (tmp_path / SETTINGS_FILE).write_text("[1]")
+    assert output_folder(tmp_path, "circles", resume=True, accelerator=accelerator) == tmp_path
+    with pytest.raises(ValueError, match="settings.json is damaged"):
+        same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+
+
 def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["circles.py", "--size", "64"])
 

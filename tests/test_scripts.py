@@ -22,7 +22,6 @@ from backbones import build_backbone
 from finetune import robot
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation
-from para_video.camera import Camera
 from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.motion import MotionVideos
@@ -432,6 +431,7 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"state_noise": -1.0}, "must not be negative, got 0.0, 0 and -1.0"),
         ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
         ({"seed": -1}, "seed not negative"),
+        ({"demo_folder": Path("set"), "noise": 0.3, "scatter": 25}, "noise, scatter are of recording"),
     ],
 )
 def test_robot_names_what_is_wrong_with_its_options(options, message):
@@ -451,10 +451,12 @@ def test_circles_names_what_is_wrong_with_its_options(options):
         ({"task": "push-v3"}, "shows 'push-v3'.*evaluation is of 'reach-v3'"),
         ({"frames": np.zeros((2, 32, 32, 3), np.uint8)}, r"\(32, 32\) px.*\(64, 64\) px"),
         ({"seed": EVALUATION_SEED}, f"seed {EVALUATION_SEED} is one of the evaluation's"),
+        ({"camera": robot.RobotConfig(zoom=1.5).camera.camera(64)}, r"focal length 115.9 px\) than policies act with \(77.3 px"),
+        ({"camera": replace(robot.TRAINING_CAMERA, azimuth_deg=100.0).camera(64)}, "by another camera"),
     ],
 )
 def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change, message):
-    camera = Camera.from_fov(45.0, (64, 64), torch.eye(4))
+    camera = robot.TRAINING_CAMERA.camera(64)
     still = (np.zeros((2, 3), np.float32), np.tile(np.eye(3, dtype=np.float32), (2, 1, 1)), *np.zeros((2, 2), np.float32))
     demo = Demo(np.zeros((2, 64, 64, 3), np.uint8), *still, camera, "reach-v3", 0)
     config = robot.RobotConfig(task="reach-v3", size=64)

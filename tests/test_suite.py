@@ -114,6 +114,21 @@ def test_a_policy_that_is_trained_otherwise_is_another_one(change, tmp_path):
     assert suite.trained_on(config, "para") != name
 
 
+def test_names_outlive_options_that_are_off_and_not_another_expert_or_schedule(monkeypatch):
+    config = RobotConfig(init="none")
+    names = lambda: [suite.trained_on(config, policy) for policy in ("para", "references")]  # noqa: E731
+    before, settings = names(), suite.plain_settings
+    monkeypatch.setattr(suite, "plain_settings", lambda config: {**settings(config), "later": 0})
+    assert names() == before
+    monkeypatch.setattr(suite, "plain_settings", lambda config: {**settings(config), "later": 1})
+    assert names()[0] != before[0] and names()[1] == before[1], "what is trained otherwise is bounded alike"
+    monkeypatch.setattr(suite, "plain_settings", settings)
+    for name, value in (("recipe", lambda task: 7), ("DEFAULT_SCHEDULE", Schedule(frame_stride=4))):
+        with monkeypatch.context() as patch:
+            patch.setattr(suite, name, value)
+            assert not {*names()} & {*before}
+
+
 def test_work_comes_seed_by_seed_and_references_under_workspaces_only(tiny):
     wide = replace(GRID, seeds=(0, 1), policies=("para", "act"), views=("none", "azimuth=18", "workspace=right"))
     jobs = missing_jobs(tiny, {"a": [wide], "b": [replace(wide, tasks=("push-v3",))]})
@@ -233,7 +248,8 @@ def test_a_line_of_what_is_to_be_shown_is_reached_or_not_or_not_measured():
 
 def test_tables_compare_arms_and_bring_what_bounds_them():
     arms = tuple(Grid(("reach-v3",), (5,), (0,), ("para",), arm=arm) for arm in ("circles", "scratch"))
-    rows = [row("1110", arm="circles"), row("1000", arm="scratch"), row("1111", arm="circles", policy="expert", demos=50)]
+    rows = [row("1110", arm="circles"), row("1000", arm="scratch"), row("1111", arm="circles", policy="expert")]
+    rows += [row("0000", arm="circles", policy="readout", demos=20)]
     means = means_table(Experiment("c", "", arms, (), baseline="scratch"), rows, {"same": ("none",)}).splitlines()
     assert means[0] == "| arm | demonstrations | view | PARA | over scratch | measured on |"
     assert means[2].startswith("| circles | 5 | same | 75% (") and " | +50 (" in means[2] and " |  | 1 task" in means[3]

@@ -78,7 +78,8 @@ def test_a_policy_is_loaded_with_the_task_of_its_run(run: Path, tmp_path: Path) 
     rows = Rows(tmp_path / "rows.json", {}, KEY)
     trained.add(rows, {"succeeded": {"same": "01"}}, arm="a")
     assert trained.missing(rows, arm="b") and not trained.missing(rows, arm="a")
-    assert replace(trained, weights="others").missing(rows, arm="a")
+    with pytest.raises(ValueError, match="rows of another policy, with other weights.*choose another --results"):
+        replace(trained, weights="others").missing(rows, arm="a")
     with pytest.raises(FileNotFoundError, match="lies in no run of finetune/robot.py"):
         load_trained(tmp_path / "para" / "para")
 
