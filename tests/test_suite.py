@@ -315,7 +315,10 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
         (grid.options["noise"], grid.options["state_noise"], grid.options["zoom"]) for grid in claims["Config"]().grids("disturbed")
     ]
     assert set(told) == {(0.3, 0.0, 1.0), (0.0, 1.0, 1.0)}, "its arms differ in what it is about, under one camera"
-    assert [grid.demos for grid in grids if grid.references] == [(20,)], "what bounds policies is measured once"
+    assert {grid.demos for grid in grids if grid.references} == {(5,), (20,)}, "each way has its own bounds"
+    assert {task: grid.options["zoom"] for grid in grids if grid.demos == (20,) for task in grid.tasks} == {
+        **dict.fromkeys(claims["TASKS"], 1.5), "shelf-place-v3": 1.25
+    }  # fmt: skip
     shorter = claims["Config"](steps=300).grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in shorter} == {
         ((5,), 300, None), ((20,), 300, 0.5)
