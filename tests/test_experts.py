@@ -7,7 +7,7 @@ import pytest
 
 from para_video.demos import Plan, record_demo
 from para_video.rollout import ReplanningOracle, Replay, evaluate, expert_rollout, rollout
-from para_video.sims.experts import EXPERTS
+from para_video.sims.experts import EXPERTS, RECIPES, recipe
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
 
 SEEDS = range(70_000, 70_008)
@@ -20,7 +20,8 @@ def env(request: pytest.FixtureRequest) -> MetaWorldEnv:
 
 def test_they_are_of_tasks_that_exist_and_make_demonstrations_of_their_own(env: MetaWorldEnv) -> None:
     assert env.task in TASKS
-    assert "expert" in env.settings and "expert" not in MetaWorldEnv("push-v3", size=16).settings
+    assert RECIPES.keys() == EXPERTS.keys() and recipe("push-v3") == 0 < recipe(env.task) == env.settings["expert"]
+    assert "expert" not in MetaWorldEnv("push-v3", size=16).settings
 
 
 def test_they_succeed_and_policies_that_know_them_too_but_not_a_replay(env: MetaWorldEnv) -> None:

@@ -121,10 +121,10 @@ EXPERTS: dict[str, type[Expert]] = {
     "shelf-place-v3": ShelfPlaceExpert,
 }
 """By task."""
-EXPERTS_RECIPE = 1
-"""Of what they do: raise it with every change, so that demonstrations are recorded anew."""
+RECIPES = {"hammer-v3": 1, "handle-pull-v3": 1, "shelf-place-v3": 1}
+"""Of what they do: raise one with every change of its expert, so that demonstrations are recorded anew."""
 
 
 def recipe(task: str) -> int:
-    """Of a task's expert; 0 where it is Meta-World's."""
-    return EXPERTS_RECIPE if task in EXPERTS else 0
+    """Of what a task's expert does; 0 where it is Meta-World's."""
+    return RECIPES.get(task, 0)

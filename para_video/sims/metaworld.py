@@ -27,7 +27,7 @@ from torch import Tensor
 from para_video.camera import Camera, orbit, rotation_about
 from para_video.policy import Observation, StepResult, View
 from para_video.rollout import horizon_for
-from para_video.sims.experts import EXPERTS, EXPERTS_RECIPE, Expert
+from para_video.sims.experts import EXPERTS, Expert, recipe
 
 
 def _available_opengl() -> str:
@@ -176,7 +176,7 @@ class MetaWorldEnv:
             "size": self.size,
             "shadows": self.shadows,
             "widen": self.widen,
-            **({"expert": EXPERTS_RECIPE} if self.task in EXPERTS else {}),
+            **({"expert": recipe(self.task)} if self.task in EXPERTS else {}),
             "metaworld": version("metaworld"),
             "mujoco": version("mujoco"),
         }
