@@ -85,7 +85,8 @@ def name_of(summary: dict[str, Any]) -> str:
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
             told = option if option == "init" and value != "none" else f"{option}-{value}"
-            name += "-" + re.sub(r"[^\w.-]+", "-", told).strip("-")
+            signed = re.sub(r"(?<![\w.])-(?=\d)", "m", told)  # else -18 and 18 would have one name
+            name += "-" + re.sub(r"[^\w.]+", "-", signed).strip("-")
     precision = precision_in(summary)
     return name if precision == "bf16" else f"{name}-{precision}"
 

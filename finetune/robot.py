@@ -254,8 +254,8 @@ class RobotConfig:
         for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
             if folder is not None:
                 needed = taken != "head" or name == "para"  # a baseline's own head may share nothing with PARA's
-                taken_of = initialise(module, folder, part=taken, needed=needed)
-                console.print(f"{name} starts from {folder}: {taken_of[0]} of {taken_of[1]} tensors")
+                fitting, own = initialise(module, folder, part=taken, needed=needed)
+                console.print(f"{name} starts from {folder}: {fitting} of {own} tensors")
 
     @property
     def views(self) -> dict[str, Shift]:
@@ -316,6 +316,7 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
     Raises:
         ValueError: they show another task, size or camera than is evaluated, or an episode that policies are evaluated on.
     """
+    acts = config.camera.camera(config.size)
     for demo in demos.demos:
         size = demo.frames.shape[1:3]
         if demo.task != config.task or size != (config.size, config.size):
@@ -323,14 +324,15 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
                 f"{config.demo_folder}: a demonstration shows {demo.task!r} at {size} px, the evaluation is of {config.task!r} at "
                 f"{(config.size, config.size)} px; pass its --task and --size"
             )
-        seen, acts = demo.camera, config.camera.camera(config.size)
+        seen = demo.camera
         if not (
             torch.allclose(seen.intrinsics, acts.intrinsics, rtol=1e-3)
             and torch.allclose(seen.world_T_camera, acts.world_T_camera, atol=1e-3)
         ):
             raise ValueError(
                 f"{config.demo_folder}: a demonstration was seen by another camera (focal length {seen.intrinsics[0, 0]:.1f} px) "
-                f"than policies act with ({acts.intrinsics[0, 0]:.1f} px): pass the --zoom that it was recorded with"
+                f"than policies act with ({acts.intrinsics[0, 0]:.1f} px): pass the --zoom that it was recorded with, or "
+                "record with para_video.sims.shifts.TRAINING_CAMERA"
             )
         if demo.seed >= EVALUATION_SEED:
             raise ValueError(

@@ -11,6 +11,8 @@ from para_video.sims.experts import EXPERTS, RECIPES, recipe
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
 
 SEEDS = range(70_000, 70_008)
+SLOW = "shelf-place-v3"
+"""Carries its block farther than others carry anything: 91 to 123 control steps."""
 
 
 @pytest.fixture(params=sorted(EXPERTS))
@@ -25,8 +27,9 @@ def test_they_are_of_tasks_that_exist_and_make_demonstrations_of_their_own(env: 
 
 
 def test_they_succeed_and_policies_that_know_them_too_but_not_a_replay(env: MetaWorldEnv) -> None:
-    assert evaluate(lambda seed: expert_rollout(env, seed, horizon=150), SEEDS).successes == len(SEEDS)
-    run = lambda policy: lambda seed: rollout(env, policy, MetaWorldServo(), seed, context=0, horizon=200)  # noqa: E731
+    assert evaluate(lambda seed: expert_rollout(env, seed, horizon=150 if env.task == SLOW else 120), SEEDS).successes == len(SEEDS)
+    horizon = 200 if env.task == SLOW else 150
+    run = lambda policy: lambda seed: rollout(env, policy, MetaWorldServo(), seed, context=0, horizon=horizon)  # noqa: E731
     assert evaluate(run(ReplanningOracle(env)), SEEDS).successes == len(SEEDS)
     demo = record_demo(env, 3, Plan(1), frames=False)
     assert demo is not None and evaluate(run(Replay(demo)), SEEDS).successes <= 2

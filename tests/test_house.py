@@ -305,6 +305,19 @@ def test_a_result_s_name_says_which_of_two_precisions_it_is_of():
     assert told == ["robot-push-20-steps-10"] * 2 + ["robot-push-20-steps-10-float32"]
 
 
+def test_results_have_names_of_their_own_that_stay(tmp_path):
+    script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
+    published = [path for kind in ("robot-", "video", "circles") for path in (ROOT / "results").glob(f"{kind}*.json")]
+    assert published and all(script["name_of"](json.loads(path.read_text())) == path.stem for path in published)
+    options = [{"azimuths": "0,6"}, {"azimuths": "0,-6"}, {"shifts": "roll=12"}, {"shifts": "roll=-12"}]
+    assert len({script["name_of"]({"task": "push-v3", "demos": 20, "oracle": {}, "config": each}) for each in options}) == 4
+    kept = tmp_path / "robot.json"
+    kept.write_text(json.dumps({"config": {"init": "runs/a", "out": None}}))
+    script["refuse_another"](kept, {"config": {"init": "runs/a", "out": "runs/robot"}})
+    with pytest.raises(ValueError, match="init runs/a and runs/b.*move it away"):
+        script["refuse_another"](kept, {"config": {"init": "runs/b"}})
+
+
 def test_the_tables_of_runs_are_those_of_the_results(tmp_path):
     """No figure is typed: what the script writes from results/ is what the pages say."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
