@@ -22,8 +22,8 @@ def env(request: pytest.FixtureRequest) -> MetaWorldEnv:
 
 def test_they_are_of_tasks_that_exist_and_make_demonstrations_of_their_own(env: MetaWorldEnv) -> None:
     assert env.task in TASKS
-    assert RECIPES.keys() == EXPERTS.keys() and recipe("push-v3") == 0 < recipe(env.task) == env.settings["expert"]
-    assert "expert" not in MetaWorldEnv("push-v3", size=16).settings
+    assert RECIPES.keys() == EXPERTS.keys() and recipe("reach-v3") == 0 < recipe(env.task) == env.settings["expert"]
+    assert "expert" not in MetaWorldEnv("reach-v3", size=16).settings
 
 
 def test_they_succeed_and_policies_that_know_them_too_but_not_a_replay(env: MetaWorldEnv) -> None:
