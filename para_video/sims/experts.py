@@ -71,7 +71,7 @@ class CoffeePullExpert(GraspExpert):
     GRASP_M, HELD = (0.005, -0.005, 0.05), 0.75
 
     def carried(self, hand: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        return obs[-3:] + (0.0, 0.0, self.GRASP_M[2])
+        return np.add(obs[-3:], (0.0, 0.0, self.GRASP_M[2]))
 
 
 class HandlePullExpert(GraspExpert):
@@ -82,7 +82,7 @@ class HandlePullExpert(GraspExpert):
     LIFT_M = 0.03
 
     def carried(self, hand: np.ndarray, obs: np.ndarray) -> np.ndarray:
-        return hand + (0.0, 0.0, self.LIFT_M)
+        return np.add(hand, (0.0, 0.0, self.LIFT_M))
 
 
 class HammerExpert(GraspExpert):
