@@ -466,7 +466,7 @@ def _stop_with_parent() -> None:
     """Interrupt this worker, which then finishes its step, when the process that started it is gone, however it went."""
     if (parent := multiprocessing.parent_process()) is not None:
         wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # to the process, it may reach another thread, later
 
 
 def probed_rates(suite: Suite, jobs: Sequence[Job], workers: int) -> Rates:
