@@ -522,7 +522,9 @@ def write_report(
     if "command" in summary:
         body.append(f"<h2>Made by</h2><pre><code>{_text(summary['command'])}</code></pre>")
     known = ("policies", "oracle", "command", "config", "versions")
-    facts = {k: v for k, v in summary.items() if k not in known and not _is_numbers(v)}
+    facts = {k: v for k, v in summary.items() if k not in known and not _is_numbers(v) and v is not None}
+    if "seconds" in facts:
+        facts["in all, s"] = facts.pop("seconds")  # a policy's are those of its training
     for heading, values in (("Run", facts), ("Configuration", summary.get("config")), ("Versions", summary.get("versions"))):
         if values:
             rows = [[display_name(str(k)), _value(v)] for k, v in values.items()]

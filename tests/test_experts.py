@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from para_video.demos import Plan, record_demo
 from para_video.rollout import ReplanningOracle, Replay, evaluate, expert_rollout, rollout
-from para_video.sims.experts import EXPERTS, RECIPES, recipe
+from para_video.sims.experts import EXPERTS, recipe
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
 
 SEEDS = range(70_000, 70_008)
@@ -22,7 +24,7 @@ def env(request: pytest.FixtureRequest) -> MetaWorldEnv:
 
 def test_they_are_of_tasks_that_exist_and_make_demonstrations_of_their_own(env: MetaWorldEnv) -> None:
     assert env.task in TASKS
-    assert RECIPES.keys() == EXPERTS.keys() and recipe("reach-v3") == 0 < recipe(env.task) == env.settings["expert"]
+    assert recipe("reach-v3") == 0 < recipe(env.task) == env.settings["expert"]
     assert "expert" not in MetaWorldEnv("reach-v3", size=16).settings
 
 
@@ -47,3 +49,14 @@ def test_what_they_do_follows_from_the_observation_alone(env: MetaWorldEnv) -> N
     first = [expert.get_action(row) for row in seen]
     again = [expert.get_action(row) for row in seen[::-1]][::-1]
     assert np.array_equal(first, again) and np.shape(first) == (20, 4)
+
+
+@pytest.mark.parametrize("seen_m", [(0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01)])
+def test_they_grasp_what_they_see_a_centimetre_beside_where_it_is(
+    env: MetaWorldEnv, seen_m: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = EXPERTS[env.task]()
+    monkeypatch.setattr(env, "_expert", SimpleNamespace(get_action=lambda obs: expert.get_action(obs + displaced)))
+    displaced = np.zeros(39)
+    displaced[4:6] = seen_m
+    assert evaluate(lambda seed: expert_rollout(env, seed, horizon=200), SEEDS[:3]).successes == 3

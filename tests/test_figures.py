@@ -286,6 +286,8 @@ def report(tmp_path: Path) -> Path:
         "command": 'python finetune/robot.py --task "a & b"',
         "config": {"lr": 0.001, "policies": ["para", "</table>"]},
         "versions": {"torch": "2.13.0"},
+        "seconds": 98.75,
+        "not_counted": None,
     }
     media = [("Picture", "A <i>caption</i>", tmp_path / "picture.png"), ('Film "x"', "", tmp_path / "film.mp4")]
     figures.write_report(tmp_path / "report.html", summary, media, title="Run & report", intro="<img src=x>")
@@ -300,6 +302,11 @@ def test_report_holds_everything_it_shows(report: Path, tmp_path: Path) -> None:
     assert page.tags.count("img") == 1 and page.tags.count("video") == 1
     assert "default-src 'none'" in text
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_report_tells_the_run_s_seconds_from_those_of_training(report: Path) -> None:
+    words = " ".join(Page(report).words)
+    assert re.search(r"in all, s\s+98\.75", words) and "training, s" in words and "not counted" not in words
 
 
 def test_report_escapes_what_it_is_given(report: Path) -> None:

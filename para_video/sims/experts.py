@@ -1,9 +1,10 @@
 """Scripted experts of our own, which grasp in the middle of what their grasp tolerates, and wait until the fingers hold.
 
-Most of Meta-World's close the fingers while the hand still comes down, and go on before these hold anything. Whether the object is
-between them by then is a race, which anyone loses who comes down a little more slowly or a centimetre beside: a policy that knows
-shelf-place's expert (`ReplanningOracle`) solves about four episodes in five, where the expert itself solves all. handle-pull's rubs
-the handle up from the front, from which its fingers slip again and again. docs/results.md tells what each tolerates.
+Meta-World's for these tasks close the fingers while the hand still comes down, and go on before these hold anything. Whether the
+object is between them by then is a race, which anyone loses who comes down a little more slowly or a centimetre beside: a policy
+that knows shelf-place's expert (`ReplanningOracle`) solves about four episodes in five, where the expert itself solves all.
+handle-pull's rubs the handle up from the front, from which its fingers slip again and again. docs/results.md tells what each
+tolerates.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class GraspExpert(ABC):
     What it does follows from the observation alone: it begins again where it has lost the object.
     """
 
+    RECIPE = 1
+    """Of what it does: to be raised with every change, so that demonstrations are recorded anew."""
     GAIN = 10.0
     GRASP_M: tuple[float, float, float]
     """From the object to the hand that holds it."""
@@ -77,6 +80,7 @@ class CoffeePullExpert(GraspExpert):
 class HandlePullExpert(GraspExpert):
     """Takes the right end of the handle's grip between its fingers, and lifts it slowly, since it resists."""
 
+    RECIPE = 2
     GRASP_M, HELD = (0.015, 0.0, -0.016), 0.45
     LOOSE_M = 0.05
     LIFT_M = 0.03
@@ -115,7 +119,7 @@ class ShelfPlaceExpert(GraspExpert):
         return np.array([shelf, hand[1] + 0.05, self.HIGH_M])
 
 
-EXPERTS: dict[str, type[Expert]] = {
+EXPERTS: dict[str, type[GraspExpert]] = {
     "coffee-pull-v3": CoffeePullExpert,
     "hammer-v3": HammerExpert,
     "handle-pull-v3": HandlePullExpert,
@@ -123,10 +127,8 @@ EXPERTS: dict[str, type[Expert]] = {
     "shelf-place-v3": ShelfPlaceExpert,
 }
 """By task."""
-RECIPES = {"coffee-pull-v3": 1, "hammer-v3": 1, "handle-pull-v3": 2, "push-v3": 1, "shelf-place-v3": 1}
-"""Of what they do: raise one with every change of its expert, so that demonstrations are recorded anew."""
 
 
 def recipe(task: str) -> int:
     """Of what a task's expert does; 0 where it is Meta-World's."""
-    return RECIPES.get(task, 0)
+    return EXPERTS[task].RECIPE if task in EXPERTS else 0
