@@ -16,12 +16,11 @@ Policies are trained for 900 steps on up to five demonstrations. On more it is 1
 repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, and the camera is zoomed in (--repaint 0.5
 --noise 0.3 --state-noise 0 --zoom 1.5 of finetune/robot.py, for every policy; surroundings and disturbed have what the first three
 do; for shelf-place it is --zoom 1.25: nearer, the camera cuts off the upper part of the shelf). So that all fits into ten to
-fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth), 72 in
-each task's cell; regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better
-than it); all other experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell,
-and where a question is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA
-alone. --quick trains each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in
-the way of five.
+fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth);
+regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
+experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question
+is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains
+each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in the way of five.
 """
 
 from __future__ import annotations

@@ -383,8 +383,14 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
     if name != "para":
         schedule = DEFAULT_SCHEDULE
         options["statistics"] = ActionStatistics.of(demos, chunk=schedule.chunk, stride=schedule.frame_stride)
+    height, width = demos[0].frames.shape[1:3]
     return PolicySpec(
-        import_string(config.backbone), head, context=config.context, backbone_options=config.options, head_options=options
+        import_string(config.backbone),
+        head,
+        context=config.context,
+        size=(height, width),
+        backbone_options=config.options,
+        head_options=options,
     )
 
 

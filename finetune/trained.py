@@ -32,7 +32,7 @@ class MeasureConfig:
     """The page whose tables are replaced; pictures lie beside."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Folders of policies that finetune/robot.py trained; without any, tables and pictures are drawn anew."""
-    episodes: int = 50
+    episodes: int = 30
     """Episodes of everything that is measured; the seeds are the same for all."""
     first_seed: int = EVALUATION_SEED
     """Of the episodes."""
@@ -83,7 +83,7 @@ class Trained:
         if any(row["weights"] != self.weights for row in kept):
             raise ValueError(
                 f"{rows.path} holds rows of another policy, with other weights, from the same task, demonstrations and seed "
-                f"({', '.join(map(str, self.key.values()))}): choose another --results, or remove that file"
+                f"({', '.join(map(str, self.key.values()))}): choose another --results and --page"
             )
         return all(row["schedule"] != asdict(DEFAULT_SCHEDULE) for row in kept)
 

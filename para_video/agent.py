@@ -128,14 +128,23 @@ class VideoPolicy(nn.Module):
 
     Args:
         backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at.
-        frozen: whether the backbone is left as it is in training.
+        frozen: whether the backbone is left as it is in training. clip: frames, height and width of the clips of training, a None
+            where any will do; `act` takes no others.
     """
 
     def __init__(
-        self, backbone: VideoBackbone, head: ActionHead, times: tuple[float, ...], *, view: str = "main", frozen: bool = False
+        self,
+        backbone: VideoBackbone,
+        head: ActionHead,
+        times: tuple[float, ...],
+        *,
+        view: str = "main",
+        frozen: bool = False,
+        clip: tuple[int | None, int | None, int | None] = (None, None, None),
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
+        self.clip = clip
         backbone.requires_grad_(not frozen)
         if frozen:
             backbone.eval()
@@ -185,7 +194,8 @@ class VideoPolicy(nn.Module):
         """The clip (1, t, 3, H, W) and the robot's state of one observation.
 
         Raises:
-            ValueError: the observation lacks the view, or its gripper is no pose or no opening.
+            ValueError: the observation lacks the view, its frames are not as many or as large as those of training, or its gripper
+                is no pose or no opening.
         """
         if self.view not in observation.views:
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
@@ -196,6 +206,13 @@ class VideoPolicy(nn.Module):
                 "pass a pose, and the opening over the widest"
             )
         view, device = observation.views[self.view], self.backbone.device
+        frames, _, *size = view.clip.shape
+        if any(wanted not in (None, given) for wanted, given in zip(self.clip, (frames, *size), strict=True)):
+            wanted = " x ".join("any" if number is None else str(number) for number in self.clip)
+            raise ValueError(
+                f"the view {self.view!r} has {frames} frames of {size[0]} x {size[1]} pixels; this policy was trained on {wanted} "
+                "(frames, height, width): resize them, and their camera's intrinsics with them, or repeat the first one"
+            )
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         pose = observation.end_effector[None].float()
         state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([opening]).float())

@@ -43,13 +43,15 @@ class PolicySpec:
     Args:
         backbone, head: "package.module:Class". backbone_options, head_options: their keyword arguments: JSON values, or
             dataclasses of para_video. With a "source" among them they are those of the backbone's `from_pretrained`.
-        times: queried, in frames after the last observed one. context: observed frames. schedule: the one that it was trained for.
+        times: queried, in frames after the last observed one. context: observed frames. size: (H, W) of these, None if it was not
+            kept. schedule: the one that it was trained for.
     """
 
     backbone: str
     head: str
     times: tuple[float, ...] = tuple(float(t) for t in range(1, DEFAULT_SCHEDULE.chunk + 1))
     context: int = 1
+    size: tuple[int, int] | None = None
     schedule: Schedule = DEFAULT_SCHEDULE
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     head_options: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +71,8 @@ class PolicySpec:
         if backbone is None:
             backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
         head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
-        return VideoPolicy(backbone, head, self.times, frozen=frozen)
+        height, width = self.size or (None, None)
+        return VideoPolicy(backbone, head, self.times, frozen=frozen, clip=(self.context, height, width))
 
 
 def build_backbone(target: str, options: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> VideoBackbone:
@@ -195,7 +198,7 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
 
 
 def load_policy(
-    folder: Path, *, trusted: Sequence[str] = (), backbone: VideoBackbone | None = None
+    folder: str | Path, *, trusted: Sequence[str] = (), backbone: VideoBackbone | None = None
 ) -> tuple[VideoPolicy, PolicySpec]:
     """A policy and what it was built from, ready to act.
 
@@ -208,6 +211,7 @@ def load_policy(
         ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights or
             text encoders are not those that the policy was trained on.
     """
+    folder = Path(folder)
     spec, origin, text, frozen = _read_config(folder)
     weights = read_weights(folder)
     policy = spec.build(trusted=trusted, frozen=frozen, backbone=backbone)

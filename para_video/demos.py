@@ -296,20 +296,21 @@ def cache_folder() -> Path:
 # -------------------------------------------------------------------- disk
 
 
-def save_demos(demos: DemoSet, folder: Path) -> None:
+def save_demos(demos: DemoSet, folder: str | Path) -> None:
     """Write a demo set; the folder appears complete or not at all.
 
     Raises:
         FileExistsError: there is such a folder already.
         ValueError: a demo that `load_demos` would refuse.
     """
+    folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
     with whole_folder(folder) as partial:
         entries = []
         for index, demo in enumerate(demos.demos):
             name = f"demo_{index:04d}.safetensors"
-            _check(demo, folder / name)
+            _check(demo, f"demonstration {index}", "mend it, or leave it out")
             content = save_tensors(_arrays(demo))
             (partial / name).write_bytes(content)
             entries.append({"file": name, "task": demo.task, "seed": demo.seed, "sha256": hashlib.sha256(content).hexdigest()})
@@ -317,13 +318,14 @@ def save_demos(demos: DemoSet, folder: Path) -> None:
         (partial / "demos.json").write_text(json.dumps(summary, indent=1))
 
 
-def load_demos(folder: Path) -> DemoSet:
+def load_demos(folder: str | Path) -> DemoSet:
     """Read a demo set: one of the cache's, or your own written by `save_demos`.
 
     Raises:
         FileNotFoundError: no demo set there, or one of its files is missing.
         ValueError: a file is damaged or from another version, or a demo is inconsistent.
     """
+    folder = Path(folder)
     index = folder / "demos.json"
     if not index.is_file():
         raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
@@ -347,7 +349,8 @@ def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> Demo
         ValueError: there are fewer.
     """
     if not 0 < count <= len(demos):
-        raise ValueError(f"asked for {count} demonstrations of a set of {len(demos)}; ask for 1 to {len(demos)} or record more")
+        remedy = f"ask for 1 to {len(demos)}, or record more" if len(demos) else "record some"
+        raise ValueError(f"asked for {count} demonstrations of a set of {len(demos)}; {remedy}")
     chosen: Sequence[int] = range(count)
     if seed is not None:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(demos))[:count]).tolist()
@@ -381,14 +384,14 @@ def _load_demo(path: Path, task: str, seed: int, checksum: str | None) -> Demo:
     return demo
 
 
-def _check(demo: Demo, path: Path) -> None:
+def _check(demo: Demo, what: str | Path, remedy: str = _REMEDY) -> None:
     """Refuse arrays that do not belong together or are no numbers, and what the files cannot say."""
     if demo.camera.distortion is not None:
-        raise ValueError(f"{path}: its camera has a lens distortion; undistort the frames and give an ideal pinhole camera")
+        raise ValueError(f"{what}: its camera has a lens distortion; undistort the frames and give an ideal pinhole camera")
     if demo.camera.batch_shape:
-        raise ValueError(f"{path}: its camera has batch shape {tuple(demo.camera.batch_shape)}, wanted one camera; {_REMEDY}")
+        raise ValueError(f"{what}: its camera has batch shape {tuple(demo.camera.batch_shape)}, wanted one camera; {remedy}")
     if not isinstance(demo.seed, int):
-        raise ValueError(f"{path}: seed {demo.seed!r} is no integer; {_REMEDY}")
+        raise ValueError(f"{what}: seed {demo.seed!r} is no integer; {remedy}")
     steps = len(demo) if demo.positions.ndim else 0
     for name, row in _ROWS.items():
         array = getattr(demo, name)
@@ -397,16 +400,16 @@ def _check(demo: Demo, path: Path) -> None:
         shape_fits = array.ndim == 1 + len(row) and all(want in (None, got) for want, got in zip(row, array.shape[1:], strict=True))
         if not shape_fits or len(array) != steps or steps == 0:
             wanted = (steps or "n", *("H" if want is None else want for want in row))
-            raise ValueError(f"{path}: {name} has shape {array.shape}, wanted {wanted}; {_REMEDY}")
+            raise ValueError(f"{what}: {name} has shape {array.shape}, wanted {wanted}; {remedy}")
         if array.dtype != (np.uint8 if name == "frames" else np.float32):
-            raise ValueError(f"{path}: {name} is {array.dtype}, wanted {'uint8' if name == 'frames' else 'float32'}; {_REMEDY}")
+            raise ValueError(f"{what}: {name} is {array.dtype}, wanted {'uint8' if name == 'frames' else 'float32'}; {remedy}")
         if not np.isfinite(array).all():
             row_index = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise ValueError(f"{path}: {name} is not finite at step {row_index}: {array[row_index]}; {_REMEDY}")
+            raise ValueError(f"{what}: {name} is not finite at step {row_index}: {array[row_index]}; {remedy}")
     for name, (low, high) in {"openings": (0, 1), "gripper": (-1, 1)}.items():
         array = getattr(demo, name)
         if array.min() < low - 1e-3 or array.max() > high + 1e-3:
-            raise ValueError(f"{path}: {name} lies in [{array.min():g}, {array.max():g}], wanted [{low}, {high}]; {_REMEDY}")
+            raise ValueError(f"{what}: {name} lies in [{array.min():g}, {array.max():g}], wanted [{low}, {high}]; {remedy}")
     product = demo.rotations @ demo.rotations.transpose(0, 2, 1)
     if np.abs(product - np.eye(3)).max() > 1e-2 or np.linalg.det(demo.rotations).min() < 0:
-        raise ValueError(f"{path}: rotations holds matrices that are no rotations; {_REMEDY}")
+        raise ValueError(f"{what}: rotations holds matrices that are no rotations; {remedy}")

@@ -307,7 +307,8 @@ def picture(demos: Sequence[Demo], hand: Sequence[float] = HAND_M) -> np.ndarray
     panels = []
     for demo in demos[:3]:
         factor = max(1, round(320 / demo.frames.shape[2]))
-        motion = np.abs(np.diff(demo.frames.astype(np.float32).mean(-1), axis=0)).mean(0)
+        grey = demo.frames.astype(np.float32).mean(-1)
+        motion = np.abs(np.diff(grey, axis=0)).mean(0) if len(demo) > 1 else np.zeros_like(grey[0])
         path = upscale_points(_hand_pixels(demo, hand)[:: max(1, len(demo) // 20)], factor)
         shown = draw_points(upscale(overlay_heatmap(demo.frames[0], motion), factor), path, style="trajectory")
         panels.append(label(shown, f"motion and hand, seed {demo.seed}"))
@@ -320,6 +321,8 @@ def main(config: DoctorConfig) -> list[Check]:
     demos = DemoSet(())
     try:
         demos = _demonstrations(config)
+        if not demos.demos:
+            checks.append(Check("demonstrations", "wrong", "none", "at least 1", "record some"))
     except ValueError as error:
         checks.append(Check("readable", "wrong", str(error), "a whole demo set", "repair the files"))
     config.out.mkdir(parents=True, exist_ok=True)

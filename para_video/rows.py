@@ -30,9 +30,7 @@ class Rows:
         kept, now = self._read()[0], self.settings
         if kept is not None and kept != now:
             differ = [f"{k} was {kept.get(k)} and is {now.get(k)}" for k in sorted(kept | now) if kept.get(k) != now.get(k)]
-            raise ValueError(
-                f"{path} holds rows of other settings ({', '.join(differ)}): use the same ones, another file, or delete this one"
-            )
+            raise ValueError(f"{path} holds rows of other settings ({', '.join(differ)}): use the same ones, or another file")
 
     def _read(self) -> tuple[dict[str, Any] | None, list[Row]]:
         if not self.path.is_file():

@@ -152,3 +152,15 @@ def test_a_damaged_folder_is_wrong(clean: DemoSet, tmp_path: Path) -> None:
     save_demos(clean, tmp_path / "set")
     (tmp_path / "set" / "demo_0000.safetensors").write_bytes(b"no")
     assert main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))[0].verdict == "wrong"
+
+
+def test_a_set_of_nothing_is_wrong_and_one_of_single_steps_is_not_judged(clean: DemoSet, tmp_path: Path) -> None:
+    save_demos(DemoSet(()), tmp_path / "none")
+    first, *_ = main(DoctorConfig(demo_folder=tmp_path / "none", out=tmp_path / "out"))
+    assert (first.name, first.verdict, first.value) == ("demonstrations", "wrong", "none")
+    names = ("frames", "positions", "rotations", "openings", "gripper", "moves")
+    steps = [replace(demo, **{name: getattr(demo, name)[:1] for name in names}) for demo in clean.demos]
+    save_demos(DemoSet(tuple(steps)), tmp_path / "steps")
+    checks = {check.name: check for check in main(DoctorConfig(demo_folder=tmp_path / "steps", episodes=0, out=tmp_path / "out"))}
+    assert checks["hand found"].verdict == checks["gripper sign"].verdict == "not checked"
+    assert (tmp_path / "out" / "doctor.png").is_file()

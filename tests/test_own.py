@@ -8,6 +8,7 @@ import torch
 
 from backbones import contract
 from para_video.agent import VideoPolicy
+from para_video.demos import load_demos
 from para_video.heads import ParaHead
 from para_video.readout import ReadoutSpec
 
@@ -57,3 +58,31 @@ def test_a_policy_acts_on_the_observation() -> None:
     for wrong in ((pose[:3, 3], 1.0), (pose, 5.0)):
         with pytest.raises(ValueError, match=r"end_effector \(4, 4\) and gripper_opening in \[0, 1\], got"):
             policy.act(names["observe"](frames, *wrong))
+
+
+def test_a_demonstration_set_is_written_and_read(tmp_path: Path) -> None:
+    names: dict = {"__name__": "own"}
+    exec(program(3), names)
+    poses = torch.eye(4).repeat(5, 1, 1).numpy()
+    frames = torch.zeros(5, 32, 32, 3, dtype=torch.uint8).numpy()
+    demos = [names["demonstration"](frames, poses, [1.0] * 5, [-1.0] * 5, seed) for seed in (3, 4)]
+    names["write"](demos, str(tmp_path / "mine"))
+    assert [demo.seed for demo in load_demos(str(tmp_path / "mine")).demos] == [3, 4]
+    poses[2, 0, 3] = float("nan")
+    with pytest.raises(ValueError, match="demonstration 0: positions is not finite at step 2.*mend it, or leave it out"):
+        names["write"]([names["demonstration"](frames, poses, [1.0] * 5, [-1.0] * 5, 5)], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_policy_takes_the_frames_of_its_training_alone() -> None:
+    names: dict = {"__name__": "own"}
+    for number in (0, 2):
+        exec(program(number), names)
+    backbone = names["SmallNet"]()
+    policy = VideoPolicy(backbone, ParaHead(backbone.spec.channels, ReadoutSpec()), (1.0,), clip=(2, 128, 128)).eval()
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([0.0, 0.6, 0.15])
+    assert policy.act(names["observe"](torch.zeros(2, 3, 128, 128, dtype=torch.uint8), pose, 1.0)).positions.shape == (1, 1, 3)
+    for shape, told in (((1, 3, 128, 128), "1 frames of 128 x 128"), ((2, 3, 64, 128), "2 frames of 64 x 128")):
+        with pytest.raises(ValueError, match=f"{told} pixels; this policy was trained on 2 x 128 x 128"):
+            policy.act(names["observe"](torch.zeros(shape, dtype=torch.uint8), pose, 1.0))
