@@ -69,7 +69,7 @@ from para_video.training import write_atomically
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "claims.md", ROOT / "README.md"
 STEPS, QUICK_STEPS = 900, 600
-FEW, MANY = 5, {"steps": 1200, "repaint": 0.5, "noise": 0.3, "state_noise": 0.0, "zoom": 1.5}
+FEW, MANY = 5, {"steps": 1200, "repaint": 0.5, "noise": 0.3, "state_noise": 0.0, "zoom": 1.5, "hide_hand": True}
 """Of demonstrations that `STEPS` are enough for, and how policies are trained on more of them."""
 TALL, TALL_ZOOM = ("shelf-place-v3",), 1.25
 """Tasks of which a nearer camera cuts off the upper part, and their zoom then."""

@@ -50,6 +50,7 @@ from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
 from para_video.figures import side_by_side, success_bars, write_picture, write_report
 from para_video.films import Film, heatmap_sheet, shoot
+from para_video.hand import Hand
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
@@ -168,6 +169,9 @@ class RobotConfig:
     """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
     the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is
     better where demonstrations were disturbed by --noise 0.3."""
+    hide_hand: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Hide the hand in what policies see: they are told where it is, and what it looks like misleads them where the camera is
+    turned."""
     widen: float = 1.0
     """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -208,6 +212,10 @@ class RobotConfig:
             )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
+        if self.hide_hand and self.context > 1:
+            raise ValueError(
+                f"hide_hand needs context 1, got {self.context}: where the hand was in earlier frames a policy is not told"
+            )
         recorded = ("noise", "scatter", "spread_over")
         if self.demo_folder is not None and (ours := [n for n in recorded if getattr(self, n) != getattr(type(self), n)]):
             raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
@@ -391,6 +399,7 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
         size=(height, width),
         backbone_options=config.options,
         head_options=options,
+        hand=Hand() if config.hide_hand else None,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
+from para_video.hand import Hand
 from para_video.heatmap import cells_to_pixels
 from para_video.policy import Actions, Observation
 from para_video.precision import autocast
@@ -129,7 +130,7 @@ class VideoPolicy(nn.Module):
     Args:
         backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at.
         frozen: whether the backbone is left as it is in training. clip: frames, height and width of the clips of training, a None
-            where any will do; `act` takes no others.
+            where any will do; `act` takes no others. hand: hidden in the clips, or None for clips as they are.
     """
 
     def __init__(
@@ -141,10 +142,11 @@ class VideoPolicy(nn.Module):
         view: str = "main",
         frozen: bool = False,
         clip: tuple[int | None, int | None, int | None] = (None, None, None),
+        hand: Hand | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
-        self.clip = clip
+        self.clip, self.hand = clip, hand
         backbone.requires_grad_(not frozen)
         if frozen:
             backbone.eval()
@@ -156,9 +158,10 @@ class VideoPolicy(nn.Module):
             self.backbone.eval()
         return self
 
-    def features(self, clip: Tensor, times: Tensor | None = None) -> tuple[VideoFeatures, Query]:
-        """The backbone's features of clips (b, t, 3, H, W), and the query to put to the head: times (q,), default `times`."""
-        query = self._query(clip, times)
+    def features(self, clip: Tensor, times: Tensor | None = None, state: RobotState | None = None) -> tuple[VideoFeatures, Query]:
+        """The backbone's features of clips (b, t, 3, H, W) of robots in a state, and the query to put to the head: times (q,), by
+        default `times`."""
+        clip, query = self._shown(clip, state), self._query(clip, times)
         horizon = horizon_of(self.backbone, float(query.times.max()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone.features(clip, horizon=horizon, since=float(query.times.min()))
@@ -167,14 +170,17 @@ class VideoPolicy(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The head's losses on a batch, and the backbone's own as "video" where the batch shows the future."""
         if batch.future is not None:
-            clip, observed = torch.cat([batch.clip, batch.future], 1), batch.clip.shape[1]
+            clip, observed = torch.cat([self._shown(batch.clip, batch.state), batch.future], 1), batch.clip.shape[1]
             query = self._query(batch.clip, batch.times)
             features, video = self.backbone.joint(clip, observed, since=float(query.times.min()))
             return {**self.head.loss(features, query, batch), "video": video}
         if batch.features is not None:
             return self.head.loss(batch.features, self._query(batch.clip, batch.times), batch)
-        features, query = self.features(batch.clip, batch.times)
+        features, query = self.features(batch.clip, batch.times, batch.state)
         return self.head.loss(features, query, batch)
+
+    def _shown(self, clip: Tensor, state: RobotState | None) -> Tensor:
+        return clip if self.hand is None or state is None else self.hand.hidden(clip, state)
 
     def _query(self, clip: Tensor, times: Tensor | None) -> Query:
         height, width = clip.shape[-2:]
@@ -184,7 +190,7 @@ class VideoPolicy(nn.Module):
     def predict(self, clip: Tensor, state: RobotState) -> Actions:
         """Actions for clips (b, t, 3, H, W) at `times`, under `para_video.precision.autocast` with decoding in float32."""
         with autocast(clip.device):
-            features, query = self.features(clip)
+            features, query = self.features(clip, state=state)
             return self.head.predict(features, query, state)
 
     def reset(self) -> None:

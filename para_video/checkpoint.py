@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from para_video.agent import ActionHead, VideoPolicy
 from para_video.features import VideoBackbone, did_you_mean, import_class
+from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE, Schedule
 from para_video.training import write_atomically
 
@@ -44,7 +45,7 @@ class PolicySpec:
         backbone, head: "package.module:Class". backbone_options, head_options: their keyword arguments: JSON values, or
             dataclasses of para_video. With a "source" among them they are those of the backbone's `from_pretrained`.
         times: queried, in frames after the last observed one. context: observed frames. size: (H, W) of these, None if it was not
-            kept. schedule: the one that it was trained for.
+            kept. schedule: the one that it was trained for. hand: hidden in clips, or None.
     """
 
     backbone: str
@@ -55,6 +56,7 @@ class PolicySpec:
     schedule: Schedule = DEFAULT_SCHEDULE
     backbone_options: Mapping[str, Any] = field(default_factory=dict)
     head_options: Mapping[str, Any] = field(default_factory=dict)
+    hand: Hand | None = None
 
     def build(self, *, trusted: Sequence[str] = (), frozen: bool = False, backbone: VideoBackbone | None = None) -> VideoPolicy:
         """The policy with fresh weights, drawn from torch's random state, but for those that its backbone has from a source.
@@ -72,7 +74,7 @@ class PolicySpec:
             backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
         head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
         height, width = self.size or (None, None)
-        return VideoPolicy(backbone, head, self.times, frozen=frozen, clip=(self.context, height, width))
+        return VideoPolicy(backbone, head, self.times, frozen=frozen, clip=(self.context, height, width), hand=self.hand)
 
 
 def build_backbone(target: str, options: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> VideoBackbone:

@@ -78,6 +78,7 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
         "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
         "settings": policy.backbone.settings(), "weights": weight_digests(policy.backbone),
+        **({} if policy.hand is None else {"hand": asdict(policy.hand)}),
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for demo in batches.demos:
@@ -186,7 +187,8 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
         seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
         batch = batches.augment(batches.gather(steps), steps, seed)
         with autocast(device):
-            features, query = policy.features(batch.clip.to(device))
+            state = None if batch.state is None else batch.state.to(device)
+            features, query = policy.features(batch.clip.to(device), state=state)
         features = to_device(features, torch.device("cpu"))
         nearest, _ = features.nearest(query.times.to(features.times))
         used = torch.cat([nearest, (features.times <= 0).nonzero()[-1]]).unique()  # ACT reads the last observed map too

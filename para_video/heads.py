@@ -353,7 +353,7 @@ def action_maps(policy: VideoPolicy, clip: Tensor, state: RobotState) -> ActionM
     if not isinstance(policy.head, ParaHead):
         raise ValueError(f"{type(policy.head).__name__} has no heatmaps; pass a policy whose head is ParaHead")
     with autocast(clip.device):
-        features, query = policy.features(clip)
+        features, query = policy.features(clip, state=state)
         return policy.head.maps(features, query, state)
 
 
