@@ -13,14 +13,15 @@ All policies start from robot.py's own default: the shipped video model, and wha
 of PARA but its last layer, most of regression's trunk, and nothing of ACT. --init none starts every head fresh.
 
 Policies are trained for 900 steps on up to five demonstrations. On more it is 1200, and in another way: half of the clips are
-repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, and the camera is zoomed in (--repaint 0.5
---noise 0.3 --state-noise 0 --zoom 1.5 of finetune/robot.py, for every policy; surroundings and disturbed have what the first three
-do; for shelf-place it is --zoom 1.25: nearer, the camera cuts off the upper part of the shelf). So that all fits into ten to
-fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth);
-regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
-experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question
-is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains
-each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in the way of five.
+repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, the camera is zoomed in, and the hand is
+hidden (--repaint 0.5 --noise 0.3 --state-noise 0 --zoom 1.5 --hide-hand of finetune/robot.py, for every policy; disturbed has the
+first three alone; for shelf-place it is --zoom 1.25: nearer, the camera cuts off the upper part of the shelf). So that all fits
+into ten to fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the
+azimuth); regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than
+it); all other experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and
+where a question is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA
+alone. --quick trains each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in
+the way of five.
 """
 
 from __future__ import annotations
@@ -147,10 +148,10 @@ def surroundings(make: Callable[..., Grid], views: tuple[str, ...], *policies: s
 
 def disturbed(make: Callable[..., Grid], *, references: bool = True) -> tuple[Grid, ...]:
     """Grids with demonstrations that find back to their way, from which PARA is told the robot's state exactly, and as they are;
-    seen by the camera as it stands."""
+    seen by the camera as it stands, the hand in view."""
     arms = {"disturbed": {"noise": 0.3, "state_noise": 0.0}, "as they are": {"noise": 0.0, "state_noise": 1.0}}
     return tuple(
-        make(arm=arm, options={**options, "zoom": 1.0}, references=references and arm == "as they are")
+        make(arm=arm, options={**options, "zoom": 1.0, "hide_hand": False}, references=references and arm == "as they are")
         for arm, options in arms.items()
     )
 
