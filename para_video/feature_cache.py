@@ -186,8 +186,8 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
         steps = batches.steps[first : first + batch_size]
         seed = int(np.random.default_rng((batches.seed, copy, first, 5)).integers(2**62))
         batch = batches.augment(batches.gather(steps), steps, seed)
+        state = None if batch.state is None else batch.state.to(device)
         with autocast(device):
-            state = None if batch.state is None else batch.state.to(device)
             features, query = policy.features(batch.clip.to(device), state=state)
         features = to_device(features, torch.device("cpu"))
         nearest, _ = features.nearest(query.times.to(features.times))

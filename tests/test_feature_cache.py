@@ -20,6 +20,7 @@ from para_video.camera import Camera, orbit
 from para_video.checkpoint import PolicySpec
 from para_video.demos import Demo
 from para_video.feature_cache import CachedBatches, cache_features, cache_key
+from para_video.hand import Hand
 from para_video.heatmap import Bins
 from para_video.precision import autocast
 from para_video.readout import ReadoutSpec
@@ -48,12 +49,14 @@ def make_batches(**changes) -> DemoBatches:
     return DemoBatches([demo(0), demo(1)], **{"batch_size": 4, "chunk": 6, "stride": 3, **changes})
 
 
-def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path):
+@pytest.mark.parametrize("hand", [None, Hand()], ids=["hand seen", "hand hidden"])
+def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path, hand):
     policy, batches = make_policy(), make_batches()
+    policy.hand = hand
     cached = CachedBatches(cache_features(policy, batches, 1, tmp_path), batches[0], batch_size=5, seed=3)
     batch, whole = cached[7], batches.gather(batches.steps)
     with torch.no_grad(), autocast(torch.device("cpu")):
-        features, query = policy.features(whole.clip)
+        features, query = policy.features(whole.clip, state=whole.state)
     used = features.nearest(query.times)[0].unique()
     for row in range(5):
         at = (whole.targets.positions - batch.targets.positions[row]).flatten(1).abs().sum(-1).argmin()
@@ -107,7 +110,8 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
 
 
 def test_a_key_differs_whenever_the_features_would():
-    policy, batches = make_policy(), make_batches()
+    policy, hides, batches = make_policy(), make_policy(), make_batches()
+    hides.hand = Hand()
     one = batches.demos[1]
     camera = replace(one.camera, intrinsics=1.1 * one.camera.intrinsics)
     others = []
@@ -126,6 +130,7 @@ def test_a_key_differs_whenever_the_features_would():
         ),
         cache_key(policy, make_batches(augmentation=Augmentation()), 1, 32),
         cache_key(policy, make_batches(augmentation=Augmentation(zoom=1.1)), 1, 32),
+        cache_key(hides, make_batches(), 1, 32),
     ]
     assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1, 32) == keys[0]
 
