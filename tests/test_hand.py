@@ -1,19 +1,23 @@
 """The hand that is hidden: the same from all sides, where the gripper is, in training as in use."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from para_video.agent import Batch, RobotState
-from para_video.camera import Camera, orbit
+from para_video.camera import Camera, orbit, rotation_about
 from para_video.checkpoint import PolicySpec, load_policy, save_policy
 from para_video.hand import Hand
 from para_video.heads import action_maps
 from para_video.heatmap import Bins
 from para_video.readout import ReadoutSpec, Targets
+from para_video.sims.metaworld import MetaWorldEnv
 
 SIZE, TARGET, TIP = 96, (0.0, 0.65, 0.08), torch.tensor([0.0, 0.65, 0.08])
 
@@ -50,7 +54,7 @@ UP, ACROSS = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.0]) * 2**0
 def test_the_hand_is_hidden_and_what_lies_below_and_beside_it_is_not(roll: float) -> None:
     robot = state(roll=roll)
     hidden = place(robot)
-    for up, aside in ((0.03, 0.0), (0.17, 0.05), (0.1, -0.05)):
+    for up, aside in ((0.07, 0.0), (0.17, 0.05), (0.1, -0.05)):
         assert hidden[seen(robot, TIP + up * UP + aside * ACROSS)] == 1, (up, aside)
     for up, aside in ((-0.02, 0.0), (0.1, 0.1), (0.1, -0.1), (0.26, 0.0)):
         assert hidden[seen(robot, TIP + up * UP + aside * ACROSS)] == 0, (up, aside)
@@ -70,6 +74,42 @@ def test_fingertips_vanish_in_what_is_around_them_and_an_object_between_them_sta
         assert shown[seen(robot, thing)] == pytest.approx(0.9)
         assert float(shown[seen(robot, near)]) < 0.3
     assert (shown[seen(robot, TIP + 0.1 * UP)]) == 0.5
+
+
+def test_of_the_simulator_s_hand_nearly_nothing_is_seen() -> None:
+    """Turned alone, it changes the picture much, and what a policy is shown of it hardly."""
+    with MetaWorldEnv("push-v3", size=SIZE) as env:
+        env.reset(0)
+        pictures = []
+        for angle in (0.0, 18.0, -18.0):
+            with turned_hand(env, angle):
+                seen = env.observe()
+            view, pose = seen.views["main"], seen.end_effector[None]
+            rotation = rotation_about((0, 0, 1), angle).float() @ pose[:, :3, :3]
+            robot = RobotState(view.camera[None], pose[:, :3, 3], rotation, torch.tensor([seen.gripper_opening]))
+            pictures.append((view.clip[None], Hand().hidden(view.clip[None], robot)))
+    for plain, hidden in pictures[1:]:
+        before, after = (float((a - b).abs().sum()) for a, b in zip((plain, hidden), pictures[0], strict=True))
+        assert before > 20 and after < 0.15 * before
+
+
+@contextmanager
+def turned_hand(env: MetaWorldEnv, degrees: float) -> Iterator[None]:
+    """Everything that hangs on the wrist is drawn turned about the vertical line through the gripper point."""
+    model, data = env._env.model, env._env.data
+    wrist = model.body("hand").id
+    own = [geom for geom in range(model.ngeom) if wrist in ancestors(model, model.geom_bodyid[geom])]
+    kept, turn = (data.geom_xpos.copy(), data.geom_xmat.copy()), rotation_about((0, 0, 1), degrees).numpy()
+    for geom in own:
+        data.geom_xpos[geom] = env.position + turn @ (data.geom_xpos[geom] - env.position)
+        data.geom_xmat[geom] = (turn @ data.geom_xmat[geom].reshape(3, 3)).ravel()
+    yield
+    data.geom_xpos[:], data.geom_xmat[:] = kept
+
+
+def ancestors(model: Any, body: int) -> list[int]:
+    """A body and those that it hangs on."""
+    return [body, *ancestors(model, model.body_parentid[body])] if body else []
 
 
 def spec(hand: Hand | None) -> PolicySpec:
