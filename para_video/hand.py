@@ -37,12 +37,12 @@ class Hand:
     """
 
     aside: float = 0.07
-    low: float = 0.045
+    low: float = 0.005
     high: float = 0.22
     finger: float = 0.05
     finger_radius: float = 0.018
     finger_low: float = -0.015
-    finger_high: float = 0.06
+    finger_high: float = 0.03
 
     def hidden(self, clip: Tensor, state: RobotState) -> Tensor:
         """Clips (b, t, 3, H, W) without the hand, where it is in the last frame."""
