@@ -33,6 +33,7 @@ from finetune.grid import digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest
 from para_video.demos import Plan, record_demo
+from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
@@ -304,6 +305,7 @@ def trained_on(config: RobotConfig, policy: str) -> str:
     else:
         told = {name: value for name, value in settings.items() if name not in FREE}
         told |= {"start": _digest(shipped_weights(config.backbone)), "init": _digest(config.init_folder)}
+        told |= {"hand": asdict(Hand())} if config.hide_hand else {}
         told |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
     told |= {"actions": (DEFAULT_SCHEDULE.chunk, DEFAULT_SCHEDULE.frame_stride), "expert": recipe(config.task)}
     told |= {"head": config.para_options if policy in ("para", "references") else None}

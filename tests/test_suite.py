@@ -15,6 +15,7 @@ from finetune import robot, suite
 from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
 from finetune.suite_page import Target, gap, means_table, measured_on, ordered, outcomes, targets_table, tasks_table
+from para_video.hand import Hand
 from para_video.policy import Schedule
 from para_video.rollout import Cell, Episode
 from para_video.sims.shifts import Shift
@@ -112,6 +113,14 @@ def test_a_policy_that_is_trained_otherwise_is_another_one(change, tmp_path):
     assert suite.trained_on(replace(config, episodes=3, azimuths="5", resume=True), "para") == name
     (tmp_path / "model.safetensors").write_bytes(b"trained on")
     assert suite.trained_on(config, "para") != name
+
+
+def test_a_hand_of_another_shape_that_is_hidden_is_another_policy(monkeypatch):
+    config = RobotConfig(init="none")
+    seen, hidden = (suite.trained_on(replace(config, hide_hand=hide), "para") for hide in (False, True))
+    monkeypatch.setattr(suite, "Hand", lambda: Hand(low=0.1))
+    assert suite.trained_on(config, "para") == seen
+    assert len({seen, hidden, suite.trained_on(replace(config, hide_hand=True), "para")}) == 3
 
 
 def test_names_outlive_options_that_are_off_and_not_another_expert_or_schedule(monkeypatch):
