@@ -212,6 +212,8 @@ class RobotConfig:
             )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
+        if self.hide_hand and (self.train == "joint" or self.video_steps):
+            raise ValueError("hide_hand is not for a backbone that learns to predict frames, which show the hand: leave one out")
         if self.hide_hand and self.context > 1:
             raise ValueError(
                 f"hide_hand needs context 1, got {self.context}: where the hand was in earlier frames a policy is not told"

@@ -128,9 +128,9 @@ class VideoPolicy(nn.Module):
     """Backbone, then head. It is a `Policy`: `act` takes one observation.
 
     Args:
-        backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at.
-        frozen: whether the backbone is left as it is in training. clip: frames, height and width of the clips of training, a None
-            where any will do; `act` takes no others. hand: hidden in the clips, or None for clips as they are.
+        backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at. frozen:
+            whether the backbone is left as it is in training. clip_shape: frames, height and width of the clips of training, a
+            None where any will do; `act` takes no others. hand: hidden in the clips, or None for clips as they are.
     """
 
     def __init__(
@@ -141,12 +141,14 @@ class VideoPolicy(nn.Module):
         *,
         view: str = "main",
         frozen: bool = False,
-        clip: tuple[int | None, int | None, int | None] = (None, None, None),
+        clip_shape: tuple[int | None, int | None, int | None] = (None, None, None),
         hand: Hand | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
-        self.clip, self.hand = clip, hand
+        self.clip_shape, self.hand = clip_shape, hand
+        if hand is not None and clip_shape[0] not in (None, 1):
+            raise ValueError(f"a hand is hidden in clips of 1 frame, got {clip_shape[0]}: where it was before, nothing tells")
         backbone.requires_grad_(not frozen)
         if frozen:
             backbone.eval()
@@ -180,7 +182,11 @@ class VideoPolicy(nn.Module):
         return self.head.loss(features, query, batch)
 
     def _shown(self, clip: Tensor, state: RobotState | None) -> Tensor:
-        return clip if self.hand is None or state is None else self.hand.hidden(clip, state)
+        if self.hand is None:
+            return clip
+        if state is None:
+            raise ValueError("this policy hides the hand, and is not told where it is: pass the robot's state")
+        return self.hand.hidden(clip, state)
 
     def _query(self, clip: Tensor, times: Tensor | None) -> Query:
         height, width = clip.shape[-2:]
@@ -213,8 +219,8 @@ class VideoPolicy(nn.Module):
             )
         view, device = observation.views[self.view], self.backbone.device
         frames, _, *size = view.clip.shape
-        if any(wanted not in (None, given) for wanted, given in zip(self.clip, (frames, *size), strict=True)):
-            wanted = " x ".join("any" if number is None else str(number) for number in self.clip)
+        if any(wanted not in (None, given) for wanted, given in zip(self.clip_shape, (frames, *size), strict=True)):
+            wanted = " x ".join("any" if number is None else str(number) for number in self.clip_shape)
             raise ValueError(
                 f"the view {self.view!r} has {frames} frames of {size[0]} x {size[1]} pixels; this policy was trained on {wanted} "
                 "(frames, height, width): resize them, and their camera's intrinsics with them, or repeat the first one"

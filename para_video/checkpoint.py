@@ -30,7 +30,7 @@ from para_video.policy import DEFAULT_SCHEDULE, Schedule
 from para_video.training import write_atomically
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT = 2
+FORMAT = 3
 TRUSTED = ("para_video", "backbones")
 """Packages whose classes a checkpoint may name; the caller may allow others beside."""
 TOLD_NUMBERS, TOLD_TOLERANCE = 16, 0.1
@@ -74,7 +74,7 @@ class PolicySpec:
             backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
         head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
         height, width = self.size or (None, None)
-        return VideoPolicy(backbone, head, self.times, frozen=frozen, clip=(self.context, height, width), hand=self.hand)
+        return VideoPolicy(backbone, head, self.times, frozen=frozen, clip_shape=(self.context, height, width), hand=self.hand)
 
 
 def build_backbone(target: str, options: Mapping[str, Any], *, trusted: Sequence[str] = ()) -> VideoBackbone:

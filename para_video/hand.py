@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 UP_M = 0.1
 """Over which the direction and the length of an upright metre are measured in the image."""
-GREY, SMOOTH = 0.5, 3 / 128
-"""What the hand is painted; standard deviation of the smoothing that fills in for fingertips, as a share of the image's width."""
+FAINT = 1e-4
+"""Share of what is seen around a pixel below which it is filled in by grey."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Hand:
         finger: from the gripper point to either finger with the gripper open, along the second axis of the gripper's frame; in
             between in proportion to the opening. finger_radius, finger_low, finger_high: of the upright capsule that the part of
             a finger fills which may show below the rectangle. It is filled in with what lies around it.
+        grey: what the rectangle is painted, in [0, 1]. smooth: standard deviation of the smoothing that fills fingers in, over the
+            image's width.
     """
 
     aside: float = 0.07
@@ -43,18 +45,20 @@ class Hand:
     finger_radius: float = 0.018
     finger_low: float = -0.015
     finger_high: float = 0.03
+    grey: float = 0.5
+    smooth: float = 3 / 128
 
     def hidden(self, clip: Tensor, state: RobotState) -> Tensor:
-        """Clips (b, t, 3, H, W) without the hand, where it is in the last frame."""
+        """Clips (b, t, 3, H, W) without the hand, where it is in the last frame; as they are where it is behind the camera."""
         b, t, _, height, width = clip.shape
         with torch.autocast(clip.device.type, enabled=False):
             palm, fingers = self._covered(state, (height, width))
             frames, hidden = clip.float().flatten(0, 1), torch.maximum(palm, fingers).repeat_interleave(t, 0)
             seen = (1 - hidden)[:, None]
-            around = _smoothed(torch.cat([frames * seen, seen], 1), SMOOTH * width)
-            filled = around[:, :3] / around[:, 3:].clamp_min(1e-4)
+            around = _smoothed(torch.cat([frames * seen, seen], 1), self.smooth * width)
+            filled = (around[:, :3] + FAINT * self.grey) / (around[:, 3:] + FAINT)
             frames = torch.lerp(frames, filled, fingers.repeat_interleave(t, 0)[:, None])
-            frames = torch.lerp(frames, torch.full_like(frames, GREY), palm.repeat_interleave(t, 0)[:, None])
+            frames = torch.lerp(frames, torch.full_like(frames, self.grey), palm.repeat_interleave(t, 0)[:, None])
         return frames.to(clip.dtype).unflatten(0, (b, t))
 
     def _covered(self, state: RobotState, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -74,7 +78,8 @@ class Hand:
         beside = (from_tip[..., 0] * upward[..., 1] - from_tip[..., 1] * upward[..., 0]).abs()
         palm = torch.minimum(self.aside * wide - beside, torch.minimum(above - self.low * tall, self.high * tall - above))
         nearest = torch.minimum(*(_distance(places, pixels[:, i], pixels[:, i + 1]) for i in (2, 4)))
-        return (palm + 0.5).clamp(0, 1), (self.finger_radius * wide - nearest + 0.5).clamp(0, 1)
+        ahead = (depth > 0).all(1)[:, None, None]
+        return ahead * (palm + 0.5).clamp(0, 1), ahead * (self.finger_radius * wide - nearest + 0.5).clamp(0, 1)
 
 
 def _distance(places: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -49,15 +49,16 @@ def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | No
     size = (batch.clip.shape[-2], batch.clip.shape[-1])
     assert times is not None
     heatmaps = isinstance(policy.head, ParaHead)
+    state = None if batch.state is None else batch.state.to(device)
     with autocast(device):
         for asked in (times[times < 0], times[times >= 0]):
             if len(asked):
-                features, query = policy.features(batch.clip.to(device), asked.to(device))
+                features, query = policy.features(batch.clip.to(device), asked.to(device), state)
                 if heatmaps:
                     found.append(policy.head(features, times=query.times, size=query.size).heat.float().cpu())
                 else:
-                    assert batch.state is not None
-                    answer = policy.head.predict(features, query, batch.state.to(device))
+                    assert batch.state is not None and state is not None
+                    answer = policy.head.predict(features, query, state)
                     found.append(batch.state.camera.project(answer.positions.float().cpu())[0])
     if not heatmaps:
         return torch.cat(found, 1), None

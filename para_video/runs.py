@@ -119,7 +119,8 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
             before.pop(SOURCE, None)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
-        differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        known = {name: value for name, value in now.items() if name in before or value}  # options that came later may be off
+        differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | known) if before.get(k) != now.get(k)]
         if differ:
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(differ)}): use the same ones or another --out")
     elif accelerator.is_main_process:

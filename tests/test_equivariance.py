@@ -29,7 +29,7 @@ def moment(seed: int = 0) -> Moment:
 class Fixed:
     """Knows a pixel of the picture, or a point in the world, and answers it whatever it is shown."""
 
-    view, backbone, clip = "main", Colours(), (None, None, None)
+    view, backbone, clip_shape = "main", Colours(), (None, None, None)
 
     def __init__(self, pixel: tuple[float, float] | None = None) -> None:
         self.pixel = pixel

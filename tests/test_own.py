@@ -79,7 +79,7 @@ def test_a_policy_takes_the_frames_of_its_training_alone() -> None:
     for number in (0, 2):
         exec(program(number), names)
     backbone = names["SmallNet"]()
-    policy = VideoPolicy(backbone, ParaHead(backbone.spec.channels, ReadoutSpec()), (1.0,), clip=(2, 128, 128)).eval()
+    policy = VideoPolicy(backbone, ParaHead(backbone.spec.channels, ReadoutSpec()), (1.0,), clip_shape=(2, 128, 128)).eval()
     pose = torch.eye(4)
     pose[:3, 3] = torch.tensor([0.0, 0.6, 0.15])
     assert policy.act(names["observe"](torch.zeros(2, 3, 128, 128, dtype=torch.uint8), pose, 1.0)).positions.shape == (1, 1, 3)

@@ -29,6 +29,18 @@ def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(tmp_pa
     assert json.loads(before)["processes"] == 1
 
 
+def test_a_run_goes_on_when_an_option_has_come_since_and_is_off(tmp_path):
+    accelerator, config = make_accelerator("no"), CirclesConfig()
+    same_settings(tmp_path, config, free=(), accelerator=accelerator)
+    settings = json.loads((tmp_path / SETTINGS_FILE).read_text())
+    off, on = (next(name for name, value in settings.items() if bool(value) == wanted) for wanted in (False, True))
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps({k: v for k, v in settings.items() if k != off}))
+    same_settings(tmp_path, config, free=(), accelerator=accelerator)
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps({k: v for k, v in settings.items() if k != on}))
+    with pytest.raises(ValueError, match=f"{on} was None and is"):
+        same_settings(tmp_path, config, free=(), accelerator=accelerator)
+
+
 def test_several_processes_do_not_share_an_offloaded_model():
     for offload in ("model", "blocks"):
         with pytest.raises(ValueError, match=f"offload '{offload}' is for one process and there are 2, .* leave out \"offload\""):

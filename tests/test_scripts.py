@@ -24,6 +24,7 @@ from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation
 from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
+from para_video.hand import Hand
 from para_video.motion import MotionVideos
 from para_video.prediction import VideoPredictor
 from para_video.readout import ReadoutSpec
@@ -393,12 +394,14 @@ def test_paras_head_takes_options_and_its_depth_bins_hold_what_was_demonstrated(
 
 
 @pytest.mark.parametrize("policy", ["para", "regression", "act"])
-def test_every_policy_is_told_the_state_as_roughly_as_is_asked_for(policy):
+def test_every_policy_is_told_the_state_as_roughly_and_shown_as_much_of_the_hand_as_is_asked_for(policy):
     config = robot.RobotConfig(task="reach-v3", size=64, state_noise=0.25)
     with config.env() as env:
         demos = record_demos(env, Plan(1)).demos
     head = robot.policy_spec(policy, config, demos).build().head
     assert (head if policy == "para" else head.code).state_noise == 0.25
+    built = [robot.policy_spec(policy, replace(config, hide_hand=hide), demos).build() for hide in (False, True)]
+    assert [each.hand for each in built] == [None, Hand()] and {each.clip_shape for each in built} == {(1, 64, 64)}
 
 
 def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns_clips_by_less():
@@ -429,6 +432,7 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"state_noise": -1.0}, "must not be negative, got 0.0, 0 and -1.0"),
+        ({"hide_hand": True, "train": "joint"}, "hide_hand is not for a backbone that learns to predict frames"),
         ({"hide_hand": True, "context": 2}, "hide_hand needs context 1, got 2"),
         ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
         ({"seed": -1}, "seed not negative"),
