@@ -44,6 +44,7 @@ from finetune.suite import (
     Suite,
     known_rates,
     missing_jobs,
+    outdated,
     probed_rates,
     run_jobs,
     stored,
@@ -56,6 +57,7 @@ from finetune.suite_page import (
     means_table,
     ordered,
     outcomes,
+    outdated_note,
     targets_table,
     tasks_table,
     view_name,
@@ -395,7 +397,7 @@ over episodes alone.
 
 def write(config: Config) -> None:
     """The page with its figures, and the README's table where the page is that of the whole suite."""
-    files = {name: stored(config.folder, name) for name in EXPERIMENTS}
+    suite, files = config.suite(), {name: stored(config.folder, name) for name in EXPERIMENTS}
     rows = {name: ordered(file.find(), EXPERIMENTS[name]) for name, file in files.items()}
     config.page.parent.mkdir(parents=True, exist_ok=True)
     table = targets_table(TARGETS, rows, EXPERIMENTS)
@@ -407,6 +409,8 @@ def write(config: Config) -> None:
             continue
         for figure in draw(config.page.with_name(f"{config.page.stem}-{name}.png"), name, rows[name]):
             parts += [f"![{name}]({figure.name})", ""]
+        if note := outdated_note(outdated(suite, config.grids(name), rows[name])):
+            parts += [note, ""]
         parts += [means_table(experiment, rows[name], conditions(name, rows[name])), ""]
         parts += ["<details><summary>Every task: successes out of episodes, in brackets those held for ten steps</summary>", ""]
         parts += [tasks_table(rows[name]), "", "</details>", "", made_by(files[name].settings, rows[name]), ""]

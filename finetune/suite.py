@@ -5,6 +5,7 @@ A policy is trained once for whatever experiments act with it, in a folder named
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -31,7 +32,7 @@ from backbones import shipped_weights
 from finetune import robot
 from finetune.grid import digits
 from finetune.robot import RobotConfig
-from para_video.checkpoint import checkpoint_digest
+from para_video.checkpoint import WEIGHTS_FILE, checkpoint_digest
 from para_video.demos import Plan, record_demo
 from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE
@@ -271,6 +272,18 @@ def _counts(row: Row | None, name: str, episodes: int) -> bool:
     return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("trained_on") == name
 
 
+def outdated(suite: Suite, grids: Sequence[Grid], rows: Sequence[Row]) -> list[Row]:
+    """Rows of policies that are trained in another way today, from other demonstrations included."""
+    names = {
+        (grid.arm, config.task, config.demos, config.seed, policy): trained_on(config, policy)
+        for grid in grids
+        for config, policy in _policies(suite, grid)
+        if policy is not None
+    }
+    name = lambda row: names.get(tuple(row[part] for part in KEY[:-1]))  # noqa: E731
+    return [row for row in rows if name(row) not in (None, row.get("trained_on"))]
+
+
 def _policies(suite: Suite, grid: Grid) -> Iterable[tuple[RobotConfig, str | None]]:
     """What is trained on and the policy, None for the references."""
     for demos, task in product(grid.demos, grid.tasks):
@@ -315,7 +328,12 @@ def trained_on(config: RobotConfig, policy: str) -> str:
 
 def _digest(folder: Path | None) -> str | None:
     """Of a checkpoint's weights; None without one."""
-    return None if folder is None else checkpoint_digest(folder)
+    return None if folder is None else _digest_of(folder, (folder / WEIGHTS_FILE).stat().st_mtime_ns)
+
+
+@functools.cache
+def _digest_of(folder: Path, written_ns: int) -> str:
+    return checkpoint_digest(folder)  # of megabytes, for hundreds of names
 
 
 # -------------------------------------------------------------------- how long it takes

@@ -222,6 +222,18 @@ def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> 
     return markdown_table([*(["arm"] if arms else []), "demonstrations", "task", "view", *titles], lines)
 
 
+def outdated_note(rows: Sequence[Row]) -> str:
+    """What of an experiment is `finetune.suite.outdated`; empty where nothing is."""
+    kinds: dict[tuple[str, str, int], set[str]] = {}
+    for row in rows:
+        kinds.setdefault((row["arm"], row["policy"], row["demos"]), set()).add(row["task"].removesuffix("-v3"))
+    told = [
+        f"{f'{arm}, ' if arm else ''}{display_name(policy)} from {demos} ({', '.join(sorted(tasks))})"
+        for (arm, policy, demos), tasks in sorted(kinds.items())
+    ]
+    return f"*Trained in an earlier way, or from demonstrations of earlier experts: {'; '.join(told)}.*" if told else ""
+
+
 def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The line that says what made an experiment's rows."""
     trained = [row for row in rows if row["policy"] not in REFERENCES]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 
 from finetune import robot, suite
 from finetune.robot import RobotConfig
-from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, run_jobs
-from finetune.suite_page import Target, gap, means_table, measured_on, ordered, outcomes, targets_table, tasks_table
+from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, outdated, run_jobs
+from finetune.suite_page import Target, gap, means_table, measured_on, ordered, outcomes, outdated_note, targets_table, tasks_table
 from para_video.hand import Hand
 from para_video.policy import Schedule
 from para_video.rollout import Cell, Episode
@@ -113,6 +114,16 @@ def test_a_policy_that_is_trained_otherwise_is_another_one(change, tmp_path):
     assert suite.trained_on(replace(config, episodes=3, azimuths="5", resume=True), "para") == name
     (tmp_path / "model.safetensors").write_bytes(b"trained on")
     assert suite.trained_on(config, "para") != name
+
+
+def test_rows_of_policies_that_are_trained_otherwise_today_are_told(tiny, acted):
+    run(tiny, some=GRID)
+    rows, longer = tiny.rows("some").find(), replace(GRID, options={"steps": 2})
+    assert rows and outdated(tiny, [GRID], rows) == [] and outdated_note([]) == ""
+    old = outdated(tiny, [longer], rows)
+    assert [(row["policy"], row["view"]) for row in old] == [("para", "azimuth=18"), ("para", "none")]
+    assert outdated_note(old).endswith("experts: PARA from 1 (reach).*")
+    assert outdated(tiny, [replace(GRID, demos=(2,))], rows) == [], "what is not wanted is not outdated"
 
 
 def test_a_hand_of_another_shape_that_is_hidden_is_another_policy(monkeypatch):
@@ -345,9 +356,13 @@ def test_a_worker_is_interrupted_when_the_process_that_started_it_is_gone(monkey
     reading, writing = os.pipe()
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(sentinel=reading))
     os.close(writing)  # as the kernel does at a process's end
-    with pytest.raises(KeyboardInterrupt):
-        suite._stop_with_parent()
-    os.close(reading)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker's own, whatever runs the tests
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            suite._stop_with_parent()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(reading)
 
 
 def test_a_count_of_episodes_has_every_view():
