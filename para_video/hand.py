@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from para_video.layers import gaussian_blur
 
 if TYPE_CHECKING:
     from para_video.agent import RobotState
@@ -55,7 +56,7 @@ class Hand:
             palm, fingers = self._covered(state, (height, width))
             frames, hidden = clip.float().flatten(0, 1), torch.maximum(palm, fingers).repeat_interleave(t, 0)
             seen = (1 - hidden)[:, None]
-            around = _smoothed(torch.cat([frames * seen, seen], 1), self.smooth * width)
+            around = gaussian_blur(torch.cat([frames * seen, seen], 1), self.smooth * width)
             filled = (around[:, :3] + FAINT * self.grey) / (around[:, 3:] + FAINT)
             frames = torch.lerp(frames, filled, fingers.repeat_interleave(t, 0)[:, None])
             frames = torch.lerp(frames, torch.full_like(frames, self.grey), palm.repeat_interleave(t, 0)[:, None])
@@ -87,12 +88,3 @@ def _distance(places: Tensor, start: Tensor, end: Tensor) -> Tensor:
     line, away = (end - start)[:, None, None], places - start[:, None, None]
     share = ((away * line).sum(-1, keepdim=True) / line.square().sum(-1, keepdim=True).clamp_min(1e-6)).clamp(0, 1)
     return (away - share * line).norm(dim=-1)
-
-
-def _smoothed(maps: Tensor, sigma: float) -> Tensor:
-    """Maps (n, c, H, W) under a Gaussian; beyond the border there is nothing."""
-    reach = max(1, round(3 * sigma))
-    weights = torch.exp(-torch.arange(-reach, reach + 1).to(maps).square() / (2 * sigma**2))
-    kernel = (weights / weights.sum()).expand(maps.shape[1], 1, 1, -1)
-    maps = F.conv2d(maps, kernel, padding=(0, reach), groups=maps.shape[1])
-    return F.conv2d(maps, kernel.mT, padding=(reach, 0), groups=maps.shape[1])

@@ -1,8 +1,11 @@
-"""Layers that backbones and heads share."""
+"""Layers and filters that are shared."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from para_video.features import sinusoid
@@ -12,6 +15,14 @@ def places(h: int, w: int, dim: int, device: torch.device | None = None) -> Tens
     """(h * w, dim) sinusoids of the rows and columns of a map, row by row."""
     rows, columns = (sinusoid(torch.arange(n, device=device), dim // 2) for n in (h, w))
     return torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], -1).flatten(0, 1)
+
+
+def gaussian_blur(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (n, c, h, w) under a Gaussian of so many cells; beyond their border there is nothing."""
+    reach, channels = math.ceil(3 * sigma), maps.shape[1]
+    weights = torch.exp(-torch.arange(-reach, reach + 1).to(maps).square() / (2 * sigma**2))
+    kernel = (weights / weights.sum()).expand(channels, 1, 1, -1)
+    return F.conv2d(F.conv2d(maps, kernel, padding=(0, reach), groups=channels), kernel.mT, padding=(reach, 0), groups=channels)
 
 
 class TokenBlock(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from para_video.camera import Camera
 from para_video.demos import Demo
+from para_video.layers import gaussian_blur
 
 WIDTH = 128
 HAND_M = (0.0, 0.0, 0.15)
@@ -31,6 +32,8 @@ MIDDLE = 1 / 3
 """The point that is followed, as a share of the way to the wrist."""
 NEAR, FAR = 16, 48
 """Pixels to each side of the hand that are followed, and that are searched for its silhouette."""
+BLUR_PX = 1.5
+"""By which the silhouette is smoothed, standard deviation."""
 STEP_PX = 4.0
 """Two frames are compared once the hand has moved as far."""
 FOLLOWED = 0.6
@@ -209,7 +212,8 @@ def silhouette(views: Sequence[View], fault: Fault, radius: int, every: int) -> 
         still = (_patches(view.grey[after], pixels[before], size[before], radius) - start).abs()
         gained += (still - along).nan_to_num(0).sum(0)
         total += (still + along).nan_to_num(0).sum(0)
-    return (_blur(gained) / (_blur(total) + 1e-3)).clamp(min=0)
+    gained, total = gaussian_blur(torch.stack([gained, total])[:, None], BLUR_PX)[:, 0]
+    return (gained / (total + 1e-3)).clamp(min=0)
 
 
 def _pairs(pixels: Tensor, longest: int = 15) -> tuple[Tensor, Tensor]:
@@ -229,13 +233,6 @@ def _patches(grey: Tensor, pixels: Tensor, size: Tensor, radius: int) -> Tensor:
     grid = (2 * places + 1) / torch.tensor([grey.shape[2], grey.shape[1]]) - 1
     seen = F.grid_sample(grey[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
     return torch.where((grid.abs() <= 1).all(-1), seen, torch.nan)
-
-
-def _blur(image: Tensor, sigma: float = 1.5) -> Tensor:
-    around = torch.arange(-5, 6.0)
-    kernel = torch.exp(-(around**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum())[None, None, None]
-    return F.conv2d(F.conv2d(image[None, None], kernel, padding=(0, 5)), kernel.mT, padding=(5, 0))[0, 0]
 
 
 def _capsule(views: Sequence[View], fault: Fault, hand_m: Sequence[float]) -> Tensor:
