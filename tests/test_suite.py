@@ -331,14 +331,14 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
         ((5,), None, None), ((20,), 1200, 0.5)
     }  # fmt: skip
     assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
-    assert {grid.options.get("hide_hand") for grid in grids if grid.demos == (20,)} == {True}
     names = ("noise", "state_noise", "zoom", "hide_hand")
     told = {tuple(grid.options[name] for name in names) for grid in claims["Config"]().grids("disturbed")}
     assert told == {(0.3, 0.0, 1.0, False), (0.0, 1.0, 1.0, False)}, "its arms differ in what it is about, as it was"
     assert {grid.demos for grid in grids if grid.references} == {(5,), (20,)}, "each way has its own bounds"
-    assert {task: grid.options["zoom"] for grid in grids if grid.demos == (20,) for task in grid.tasks} == {
-        **dict.fromkeys(claims["TASKS"], 1.5), "shelf-place-v3": 1.25
-    }  # fmt: skip
+    own = {"shelf-place-v3": (1.25, True), "coffee-pull-v3": (1.5, False)}
+    assert {
+        task: (grid.options["zoom"], grid.options["hide_hand"]) for grid in grids if grid.demos == (20,) for task in grid.tasks
+    } == {**dict.fromkeys(claims["TASKS"], (1.5, True)), **own}
     shorter = claims["Config"](steps=300).grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in shorter} == {
         ((5,), 300, None), ((20,), 300, 0.5)
