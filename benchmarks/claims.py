@@ -213,7 +213,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "distractors",
-            "Objects that stand around do not draw PARA away.",
+            "Objects that stand around, of which demonstrations had none, cost PARA less than what it is ahead by.",
             (side(20, *POLICIES, views=("none", "distractors=3")),),
             (quick(20, *POLICIES, views=("none", "distractors=3")),),
         ),
@@ -226,7 +226,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "calibration",
-            "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels.",
+            "PARA relies on the camera's calibration: to be told of another camera, a degree or some pixels off, costs much.",
             (side(20, "para", views=("none", *CALIBRATION)),),
             (quick(20, "para", views=("none", "calibration_deg=2", "calibration_px=4")),),
         ),
