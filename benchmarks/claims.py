@@ -75,7 +75,7 @@ STEPS, QUICK_STEPS = 900, 600
 FEW, MANY = 5, {"steps": 1200, "repaint": 0.5, "noise": 0.3, "state_noise": 0.0, "zoom": 1.5, "hide_hand": True}
 """Of demonstrations that `STEPS` are enough for, and how policies are trained on more of them."""
 OWN: dict[str, dict[str, Any]] = {"shelf-place-v3": {"zoom": 1.25}, "coffee-pull-v3": {"hide_hand": False}}
-"""What is another for a task then: a nearer camera cuts off the upper part of the shelf, and the cup, which stands up between the
+"""What differs for a task then: a nearer camera cuts off the upper part of the shelf, and the cup, which stands up between the
 fingers, would be hidden with the hand. Chosen on development episodes, as all of `MANY` is (docs/results.md)."""
 TASKS = ("pick-place-v3", "push-v3", "shelf-place-v3", "hammer-v3", "coffee-pull-v3", "handle-pull-v3")
 SIDE = ("pick-place-v3", "coffee-pull-v3")
@@ -117,11 +117,8 @@ def split_by_demos(grid: Grid) -> list[Grid]:
     """A grid's part of few demonstrations and those of more, which are trained on in another way."""
     few, many = ([n for n in grid.demos if (n > FEW) == more] for more in (False, True))
     parts = [replace(grid, demos=tuple(few))] if few else []
-    alike = tuple(task for task in grid.tasks if task not in OWN)
-    for tasks in (alike, *((task,) for task in grid.tasks if task in OWN)):
-        if many and tasks:
-            options = {**MANY, **OWN.get(tasks[0], {}), **grid.options}
-            parts.append(replace(grid, tasks=tasks, demos=tuple(many), options=options))
+    for task in grid.tasks if many else ():
+        parts.append(replace(grid, tasks=(task,), demos=tuple(many), options={**MANY, **OWN.get(task, {}), **grid.options}))
     return parts
 
 
@@ -213,7 +210,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "distractors",
-            "Objects that stand around, of which demonstrations had none, cost PARA less than what it is ahead by.",
+            "Objects that stand around do not draw PARA away. (The figures refute it.)",
             (side(20, *POLICIES, views=("none", "distractors=3")),),
             (quick(20, *POLICIES, views=("none", "distractors=3")),),
         ),
@@ -226,7 +223,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "calibration",
-            "PARA relies on the camera's calibration: to be told of another camera, a degree or some pixels off, costs much.",
+            "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels. (The figures refute it.)",
             (side(20, "para", views=("none", *CALIBRATION)),),
             (quick(20, "para", views=("none", "calibration_deg=2", "calibration_px=4")),),
         ),
