@@ -223,7 +223,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "calibration",
-            "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels. (The figures refute it.)",
+            "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels. (The figures refute "
+            "it.)",
             (side(20, "para", views=("none", *CALIBRATION)),),
             (quick(20, "para", views=("none", "calibration_deg=2", "calibration_px=4")),),
         ),
