@@ -525,14 +525,14 @@ def draw_circles(path: Path, rows: Sequence[Row]) -> None:
 
 def draw_calibration(path: Path, rows: Sequence[Row]) -> None:
     panels: dict[str, dict[str, dict[float, Any]]] = {}
-    units = {"calibration_deg": "camera turned, degrees", "calibration_px": "image moved, pixels"}
-    for part in units:
+    kinds = {"calibration_deg": ("angle", "camera turned, degrees"), "calibration_px": ("pixels", "image moved, pixels")}
+    for part, (title, _) in kinds.items():
         views = [view for view in views_of(rows, "") if view == "none" or part in view]
-        panels[part.replace("calibration_", "error in ")] = {
+        panels[title] = {
             policy: present({getattr(Shift.parse(view), part): estimate(outcomes(rows, (view,), policy=policy)) for view in views})
             for policy in policies_of(rows)
         }
-    success_curves(path, panels, xlabels=list(units.values()), title="A camera that is not where policies are told")
+    success_curves(path, panels, xlabels=[unit for _, unit in kinds.values()], title="A camera that is not where policies are told")
 
 
 if __name__ == "__main__":

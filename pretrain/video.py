@@ -28,12 +28,12 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import backbone_options, import_string, trusted_packages
+from backbones import backbone_class, backbone_options, import_string, trusted_packages
 from backbones.mini import MiniVideo
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, build_backbone, initialise, save_backbone
 from para_video.demos import Demo
-from para_video.features import FeatureSpec
+from para_video.features import FeatureSpec, VideoBackbone
 from para_video.figures import error_curve, label, upscale, write_picture
 from para_video.precision import autocast
 from para_video.prediction import (
@@ -147,6 +147,9 @@ def first_predictor(config: VideoConfig, accelerator: Accelerator) -> VideoPredi
     for option, off in (("offload", "none"), ("truncate", False)):
         if config.options.get(option, off) != off:
             raise ValueError(f'with "{option}" a model has no generative loss to learn by: leave it out of --backbone-options')
+    kind = backbone_class(config.backbone)
+    if kind.generative_loss is VideoBackbone.generative_loss:  # told before any weights are looked for
+        raise ValueError(f"{kind.__name__} has no generative loss (it is no generative model); choose another --backbone")
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
     predictor = VideoPredictor(backbone, drop=config.drop, draw=config.draw).to(accelerator.device)
