@@ -70,7 +70,7 @@ class Arm:
         return f"{self.start}, {'tuned' if self.tuned else 'as is'}, {'frozen' if self.frozen else 'joint'}"
 
 
-ARMS = [Arm(*parts) for parts in itertools.product(STARTS, (False, True), (True, False))]
+ARMS = [Arm(start, tuned, frozen) for tuned, start, frozen in itertools.product((False, True), STARTS, (True, False))]
 
 
 def main(config: Config) -> list[Row]:
