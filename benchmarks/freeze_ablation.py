@@ -21,10 +21,12 @@ from backbones import shipped_weights
 from finetune.grid import KEY, cell, draw_arms, measure
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest
-from para_video.figures import write_table
+from para_video.figures import markdown_table, write_place
 from para_video.rows import Row, Rows
 
 ROOT = Path(__file__).parent.parent
+PAGE, README = ROOT / "docs" / "freeze.md", ROOT / "README.md"
+PLACE = "benchmarks/freeze_ablation.py"
 STARTS = ("mini-random", "mini-procedural", "mini")
 HEADING = """# Start, tune, freeze
 
@@ -55,7 +57,7 @@ class Config:
     episodes: int = 50
     out: Path = Path("runs/freeze")
     results: Path = ROOT / "results" / "freeze.json"
-    page: Path = ROOT / "docs" / "freeze.md"
+    page: Path = PAGE
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def write(config: Config, rows: Rows) -> None:
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
         f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view."
     )
-    write_table(config.page, "benchmarks/freeze_ablation.py", ["start, tuning, training", *titles], table, made, heading=HEADING)
+    text = "\n".join([markdown_table(["start, tuning, training", *titles], table), "", made])
+    write_place(config.page, PLACE, text, heading=HEADING)
+    if config.page == PAGE:
+        write_place(README, PLACE, text)
     policies = list(dict.fromkeys(row["policy"] for row in found))
     title = "All tasks and numbers of demonstrations"
     draw_arms(config.page.with_name("freeze.png"), found, list(map(str, ARMS)), policies, title)
