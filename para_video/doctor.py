@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -207,11 +207,15 @@ def _images(demos: Sequence[Demo], hand: Sequence[float]) -> list[Check]:
     if np.isfinite(drifts := seen.drift()):
         drift = _limit("camera over time", drifts, LIMITS["drift"] * seen.unit, "px in an episode", moving, worse="suspicious")
     apart = float(np.nan_to_num(episodes, nan=np.inf).max())  # an episode whose hand is not found is out of reach
+    by_motion = {
+        "lag": _limit("image lag", abs(fault.lag), LIMITS["lag"], "frames", late, detail=fault.lag),
+        "scale": _limit("focal length by motion", abs(fault.scale - 1), LIMITS["scale"], "of it", lens, detail=fault.scale),
+        "roll": _limit("camera roll", abs(fault.roll_deg), LIMITS["roll"], "degrees", roll, detail=fault.roll_deg),
+    }
+    even = "the hand moves too evenly to tell it: record some that turn, stop and go"
     return [
         *found,
-        _limit("image lag", abs(fault.lag), LIMITS["lag"], "frames", late, detail=fault.lag),
-        _limit("focal length by motion", abs(fault.scale - 1), LIMITS["scale"], "of it", lens, detail=fault.scale),
-        _limit("camera roll", abs(fault.roll_deg), LIMITS["roll"], "degrees", roll, detail=fault.roll_deg),
+        *(check if seen.told[name] else replace(check, verdict="not checked", value=even) for name, check in by_motion.items()),
         _limit("camera offset", float(np.linalg.norm(offset)), LIMITS["offset"] * seen.unit, "px", aim, detail=offset.tolist()),
         _limit("camera by episode", apart, LIMITS["episode"] * seen.unit, "px at worst", moving, worse="suspicious"),
         drift,

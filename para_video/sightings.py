@@ -38,6 +38,9 @@ STEP_PX = 4.0
 """Two frames are compared once the hand has moved as far."""
 FOLLOWED = 0.6
 """Least correlation with the hand's mean picture at which a frame counts."""
+TOLERANCE = (0.25, 0.035, math.radians(1.5))
+"""Standard errors of lag (frames), logarithm of the scale and roll (radians) above which motion does not tell them: half of what
+`para_video.doctor` takes for a fault."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Sightings:
     Args:
         orientation: what was done to the images, a key of scores. scores: how well each explains the motion, at most 1.
         compared: pairs of frames between which the hand moved.
+        told: whether lag, scale and roll can be told from how the hand moves; where not, the fault is without them.
         likeness: correlation of what moves with the hand's silhouette. followed: share of frames in which the hand was found.
         silhouette: (2 FAR + 1, 2 FAR + 1) what moves with the hand, around the hand.
         unit: pixels of the images for one at WIDTH. focal_px: of the images.
@@ -118,6 +122,7 @@ class Sightings:
     scores: dict[str, float]
     compared: int
     fault: Fault
+    told: dict[str, bool]
     likeness: float
     followed: float
     tracks: tuple[Track, ...]
@@ -156,12 +161,16 @@ def look(demos: Sequence[Demo], hand_m: Sequence[float] = HAND_M) -> Sightings:
     scores = orientation_scores(views)
     orientation = max(scores, key=scores.__getitem__)
     views = [replace(view, grey=_restored(view.grey, *ORIENTATIONS[orientation])) for view in views]
-    fault, likeness = _fit(views, hand_m)
+    fault, likeness, errors = _fit(views, hand_m, causes := [True] * 3)
+    while (unsure := errors / torch.tensor(TOLERANCE)).max() > 1:
+        causes[int(unsure.argmax())] = False
+        fault, likeness, errors = _fit(views, hand_m, causes)
     tracks = _follow(views, fault, NEAR)
     quality = torch.cat([track.quality for track in tracks])
     unit = demos[0].frames.shape[2] / WIDTH
     return Sightings(
-        orientation, scores, sum(len(_pairs(view.path(fault)[0])[0]) for view in views), fault, likeness,
+        orientation, scores, sum(len(_pairs(view.path(fault)[0])[0]) for view in views), fault,
+        dict(zip(("lag", "scale", "roll"), causes, strict=True)), likeness,
         float((quality > FOLLOWED).float().mean()), tuple(tracks), silhouette(views, fault, FAR, 4).numpy(),
         unit, float(demos[0].camera.intrinsics[0, 0]),
     )  # fmt: skip
@@ -303,28 +312,32 @@ def _follow(views: Sequence[View], fault: Fault, reach: int = NEAR // 2) -> list
 # -------------------------------------------------------------------- what explains it
 
 
-def _fit(views: Sequence[View], hand_m: Sequence[float], fault: Fault = Fault(), rounds: int = 8) -> tuple[Fault, float]:
-    """Place the silhouette, follow it, explain its motion, and again in the images so explained, until nothing changes."""
-    likeness = 0.0
+def _fit(views: Sequence[View], hand_m: Sequence[float], causes: Sequence[bool], rounds: int = 8) -> tuple[Fault, float, Tensor]:
+    """Place the silhouette, follow it, explain its motion by lag, scale and roll, as far as they are among the causes, and again in
+    the images so explained, until nothing changes. Also how alike the silhouette is, and standard errors as `_explain` has them."""
+    fault, likeness, errors = Fault(), 0.0, torch.zeros(3)
     for _ in range(rounds):
         far = silhouette(views, fault, FAR, 4)[None]
         moved, alike = _peak(_correlation(far, template := _capsule(views, fault, hand_m), torch.ones_like(template)))
         likeness = float(alike)
         x, y = (moved[0] + torch.tensor(fault.offset)).tolist()
         fault = replace(fault, offset=(x, y))
-        lag, log_scale, roll = _explain(views, _follow(views, fault), fault)
+        (lag, log_scale, roll), errors = _explain(views, _follow(views, fault), fault, causes)
         fault = Fault(
             float(np.clip(fault.lag + lag, -8, 8)), float(np.clip(fault.scale * math.exp(log_scale), 0.5, 2)),
             float(np.clip(fault.roll_deg + math.degrees(roll), -40, 40)), fault.offset,
         )  # fmt: skip
         if abs(lag) < 0.02 and abs(log_scale) < 0.004 and abs(roll) < 0.004 and float(moved.norm()) < 0.2:
             break
-    return fault, likeness
+    return fault, likeness, errors
 
 
-def _explain(views: Sequence[View], tracks: Sequence[Track], fault: Fault, span: int = 6) -> tuple[float, float, float]:
+def _explain(
+    views: Sequence[View], tracks: Sequence[Track], fault: Fault, chosen: Sequence[bool], span: int = 6
+) -> tuple[list[float], Tensor]:
     """Lag (frames), logarithm of the scale and roll (radians) that explain what is left of the hand's motion over `span` frames, by
-    least squares reweighted after Cauchy. Motion, since a grasp moves the place at which a hand seems to be once and for all."""
+    least squares reweighted after Cauchy, and their standard errors (3,); those not chosen are 0. Motion, since a grasp moves the
+    place at which a hand seems to be once and for all."""
     causes, effects = [], []
     for view, track in zip(views, tracks, strict=True):
         if len(track.projected) <= span + 2:
@@ -334,19 +347,22 @@ def _explain(views: Sequence[View], tracks: Sequence[Track], fault: Fault, span:
         cause = torch.stack([-velocity, torch.stack([x, y], -1), torch.stack([-y, x], -1)], -1)
         causes.append(cause[span:] - cause[:-span])
         effects.append(track.residual[span:] - track.residual[:-span])
-    if not causes:
-        return 0.0, 0.0, 0.0
-    cause, effect = torch.cat(causes), torch.cat(effects)
+    answer, errors = torch.zeros(3), torch.zeros(3)
+    if not causes or not any(chosen):
+        return answer.tolist(), errors
+    cause, effect = torch.cat(causes)[..., torch.tensor(chosen)], torch.cat(effects)
     found = effect.isfinite().all(-1)
     cause, effect, weight = cause[found], effect[found], torch.ones(int(found.sum()))
-    answer = torch.zeros(3)
     for _ in range(10 * bool(len(weight))):
-        normal = torch.einsum("n,nci,ncj->ij", weight, cause, cause) + 1e-3 * torch.eye(3)
-        answer = torch.linalg.solve(normal, torch.einsum("n,nci,nc->i", weight, cause, effect))
-        left = (effect - cause @ answer).norm(dim=-1)
+        normal = torch.einsum("n,nci,ncj->ij", weight, cause, cause) + 1e-3 * torch.eye(cause.shape[-1])
+        solved = torch.linalg.solve(normal, torch.einsum("n,nci,nc->i", weight, cause, effect))
+        left = (effect - cause @ solved).norm(dim=-1)
+        # differences over `span` frames overlap: one in `span` is independent
+        variance = span * (weight * left**2).sum() / (2 * weight.sum())
+        answer[torch.tensor(chosen)] = solved
+        errors[torch.tensor(chosen)] = (variance * torch.linalg.inv(normal).diagonal()).sqrt()
         weight = 1 / (1 + (left / (1.4826 * left.median()).clamp(min=0.1)) ** 2)
-    lag, log_scale, roll = answer.tolist()
-    return lag, log_scale, roll
+    return answer.tolist(), errors
 
 
 def _nanmedian(rows: np.ndarray) -> np.ndarray:

@@ -30,6 +30,22 @@ def test_a_clean_set_passes(clean: DemoSet) -> None:
     assert set(verdicts(clean.demos).values()) == {"ok", "not checked"}
 
 
+def test_a_lag_is_not_claimed_where_the_hand_moves_evenly() -> None:
+    demos = []
+    with MetaWorldEnv("reach-v3", size=64) as env:
+        for seed, way in enumerate([(0.6, 0.3, 0), (-0.6, 0.3, 0.1), (0.3, -0.4, 0.4)]):
+            env.reset(seed)
+            command, rows = np.array([*way, -1], np.float32), []
+            for step in range(30):
+                if step >= 6:  # it moves at its full speed
+                    pose = env.end_effector.numpy()
+                    rows.append((env.render(), pose[:3, 3], pose[:3, :3], np.float32(env.gripper_opening), np.float32(-1)))
+                env.step(command)
+            demos.append(Demo(*map(np.stack, zip(*rows, strict=True)), env.camera, env.task, seed))
+    found = verdicts(tuple(demos))
+    assert found["image lag"] == "not checked" and set(found.values()) == {"ok", "not checked"}
+
+
 def with_images(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Demo], Demo]:
     return lambda demo: replace(demo, frames=np.ascontiguousarray(change(demo.frames)))
 
