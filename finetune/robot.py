@@ -92,7 +92,7 @@ LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
 takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 READOUT_OPTIONS = ("lift", "joint_volume", "gripper_bins")
-PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening")
+PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening", "path_px")
 """What `head_options` may name, of `ReadoutSpec` and of `ParaHead`."""
 
 
@@ -115,7 +115,7 @@ class RobotConfig:
     backbone_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
     """Of the backbone, such as '{"scale": 3}' or '{"source": "folder", "dtype": "bfloat16", "lora_rank": 16}'."""
     head_options: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
-    """Of PARA's head and its read-out, such as '{"lift": "depth", "joint_volume": true}' or '{"start": false, "opening": false}':
+    """Of PARA's head and its read-out, such as '{"lift": "depth", "joint_volume": true}' or '{"path_px": 2}':
     see para_video.heads.ParaHead and para_video.readout.ReadoutSpec."""
     init: str | None = None
     """Checkpoint to start from on top of the backbone's weights, such as pretrain/circles.py writes; weights of the same name and

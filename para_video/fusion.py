@@ -17,10 +17,10 @@ from para_video.agent import RobotState, VideoPolicy
 from para_video.batches import warp_images
 from para_video.camera import Camera
 from para_video.features import sampled
-from para_video.heads import ActionMaps, action_maps
+from para_video.heads import ActionMaps, ParaHead, action_maps
 from para_video.heatmap import cells_to_pixels, inside, pixels_to_cells, window_soft_argmax
 from para_video.policy import Actions, Observation
-from para_video.readout import PixelLogits, Readout, ReadoutSpec, matrix_from_euler
+from para_video.readout import PixelLogits, ReadoutSpec, matrix_from_euler
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class ManyLooks:
         seen = warp_images(clip.expand(n, *clip.shape[1:]).flatten(0, 1), homography.repeat_interleave(clip.shape[1], 0))
         maps = action_maps(self.policy, seen.unflatten(0, (n, -1)), replace(repeated(state, n), camera=camera))
         fused = LookedMaps.of(maps, torch.linalg.inv(homography) @ homography[:1], zoom / zoom[0])
-        return Readout(self.policy.head.spec).decode(fused, camera[:1])
+        assert isinstance(self.policy.head, ParaHead)  # it has maps
+        return self.policy.head.readout.decode(fused, camera[:1])
 
 
 def repeated(state: RobotState, n: int) -> RobotState:
@@ -75,13 +76,14 @@ class LookedMaps:
     """Maps of n looks at one clip in the pixels of the first, as a `Readout` takes them.
 
     Args:
-        heat, outside, origin, size: as of `ActionMaps`, of batch 1. maps: of the n looks. to_look: (n, 3, 3) homographies from
-            pixels of the first look to those of each.
+        heat, outside, origin, start, size: as of `ActionMaps`, of batch 1. maps: of the n looks. to_look: (n, 3, 3) homographies
+            from pixels of the first look to those of each.
     """
 
     heat: Tensor
     outside: Tensor
     origin: Tensor | None
+    start: Tensor | None
     size: tuple[int, int]
     maps: ActionMaps
     to_look: Tensor
@@ -103,8 +105,8 @@ class LookedMaps:
         seen = inside(pixels, maps.size)[:, None]
         hidden = heat[:1] - heat[:1].masked_fill(seen, -torch.inf).logsumexp(-1, keepdim=True)
         mean = torch.where(seen, there, outside + hidden).mean(0, keepdim=True)
-        origin = None if maps.origin is None else maps.origin[:1]
-        return cls(mean.unflatten(-1, grid), outside[:1, :, 0], origin, maps.size, maps, to_look)
+        origin, start = (None if part is None else part[:1] for part in (maps.origin, maps.start))
+        return cls(mean.unflatten(-1, grid), outside[:1, :, 0], origin, start, maps.size, maps, to_look)
 
     def read(self, pixels: Tensor) -> PixelLogits:
         """The average of what the looks read at pixels (1, t, 2) of the first."""

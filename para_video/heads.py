@@ -151,6 +151,7 @@ class ParaHead(ActionHead):
             the gripper's opening. Without them, to measure what they are worth.
         state_noise: in training, a factor on the noise of what it is told of the robot, see `RobotState.roughly`; pixels, rays and
             the height that bins count from are exact.
+        path_px: how heatmaps are read, see `Readout`: 0 each by itself, else as one path of the gripper.
     """
 
     GRID, SIGMA_PX = 64, 2.0
@@ -170,9 +171,13 @@ class ParaHead(ActionHead):
         start: bool = True,
         opening: bool = True,
         state_noise: float = 1.0,
+        path_px: float = 0.0,
     ) -> None:
         super().__init__()
         self.start, self.opening, self.state_noise = start, opening, state_noise
+        if path_px < 0 or (path_px and not start):
+            raise ValueError(f"path_px must be 0, or positive with a start to begin from; got {path_px} and start {start}")
+        self.readout = Readout(spec, path_px=path_px)
         if grid % 8 or grid < 8:
             raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
@@ -295,7 +300,10 @@ class ParaHead(ActionHead):
 
     def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
         """See `ActionHead.predict`."""
-        return Readout(self.spec).decode(self.maps(features, query, state), state.camera)
+        even = query.times[:1] * torch.arange(1, len(query.times) + 1).to(query.times)
+        if self.readout.path_px and not torch.equal(query.times, even):
+            raise ValueError(f"path_px needs evenly spaced times that begin after now, got {query.times.tolist()}")
+        return self.readout.decode(self.maps(features, query, state), state.camera)
 
     def losses(self, maps: ActionMaps, targets: Targets, camera: Camera | None) -> dict[str, Tensor]:
         """Cross-entropies in nats of everything that is labelled, by name: heat, z, gripper, rotation.

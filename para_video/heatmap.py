@@ -99,6 +99,41 @@ def window_soft_argmax(logits: Tensor, window: int = 9) -> Tensor:
     return _window_mean(logits, centre.round().long(), window)
 
 
+def likely_path(heat: Tensor, places: Tensor, start: Tensor, bend: float, sweeps: int = 6) -> Tensor:
+    """The most probable path through a heatmap for each of t evenly spaced times, of a point that keeps its velocity but for noise:
+    it maximises sum_i heat_i(x_i) - sum_i |x_{i+1} - 2 x_i + x_{i-1}|^2 / (2 bend^2), with x_0 = start.
+
+    Found by iterated conditional modes (Besag 1986) over the places, from the highest place of every heatmap and from straight ways
+    to each of them; the best of what these lead to.
+
+    Args:
+        heat: (b, t, n) log-probabilities at n places, up to a constant at each time. places: (n, 2). start: (b, 2). bend: standard
+            deviation of how the velocity changes from one time to the next, in the places' unit.
+
+    Returns:
+        (b, t, 2) places.
+    """
+    b, t, _ = heat.shape
+    highest = places[heat.argmax(-1)]
+    count = torch.arange(1, t + 1, device=heat.device)
+    share = (count / count[:, None])[..., None]  # of the way to place k at time i; behind it the path goes on as the heatmaps say
+    straight = start[:, None, None] + share * (highest - start[:, None])[:, :, None]
+    path = torch.where(share <= 1, straight, highest[:, None])
+    path = torch.cat([start[:, None, None].expand(-1, t, -1, -1), path], 2)  # (b, t ways, 1 + t, 2)
+    for _ in range(sweeps):
+        for i in range(1, t + 1):
+            # what each bend that x_i is part of asks of it, and how strongly
+            asked = [(2 * path[:, :, i - 1] - path[:, :, i - 2], 1)] if i > 1 else []
+            asked += [((path[:, :, i - 1] + path[:, :, i + 1]) / 2, 4)] if i < t else []
+            asked += [(2 * path[:, :, i + 1] - path[:, :, i + 2], 1)] if i < t - 1 else []
+            away = sum(((places - place[:, :, None]).square().sum(-1) * weight for place, weight in asked), heat.new_zeros(()))
+            path[:, :, i] = places[(heat[:, None, i - 1] - away / (2 * bend**2)).argmax(-1)]
+    bends = (path[:, :, 2:] - 2 * path[:, :, 1:-1] + path[:, :, :-2]).square().sum((-2, -1))
+    cells = (path[:, :, 1:, None] - places).square().sum(-1).argmin(-1)  # (b, ways, t)
+    total = heat[:, None].expand(-1, t, -1, -1).gather(-1, cells[..., None])[..., 0].sum(-1) - bends / (2 * bend**2)
+    return path[torch.arange(b, device=heat.device), total.argmax(-1), 1:]
+
+
 def _window_mean(logits: Tensor, centre: Tensor, window: int) -> Tensor:
     """The expected (column, row) under the softmax of logits (..., h, w) in the window around whole cells (..., 2)."""
     h, w = logits.shape[-2:]

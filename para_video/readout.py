@@ -17,7 +17,7 @@ from torch import Tensor
 
 from para_video.camera import Camera
 from para_video.demos import Demo
-from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, pixels_to_cells, window_soft_argmax
+from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, likely_path, pixels_to_cells, window_soft_argmax
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
@@ -150,10 +150,13 @@ class Readout:
 
     Args:
         spec: what the bins mean. window: side in cells of the sub-pixel window.
+        path_px: standard deviation, in pixels, of how the gripper's way through the image bends from one target to the next. Where
+            a heatmap is read further than twice that from the path which all of them make likely from the gripper on
+            (`para_video.heatmap.likely_path`), it is read near the path instead. 0 reads each heatmap by itself.
     """
 
-    def __init__(self, spec: ReadoutSpec, window: int = 9) -> None:
-        self.spec, self.window = spec, window
+    def __init__(self, spec: ReadoutSpec, window: int = 9, path_px: float = 0.0) -> None:
+        self.spec, self.window, self.path_px = spec, window, path_px
 
     def decode(self, maps, camera: Camera, *, pixels: Tensor | None = None) -> Actions:
         """Actions from ActionMaps of b clips and t times.
@@ -176,7 +179,7 @@ class Readout:
         heat = maps.heat.float()
         grid = heat.shape[-2:]
         if pixels is None:
-            pixels = cells_to_pixels(window_soft_argmax(self._reachable(heat, maps, camera), self.window), grid, maps.size)
+            pixels = self._pixels(self._reachable(heat, maps, camera), maps)
         read = maps.read(pixels)
         z = self.spec.z.decode(read.z)
         if maps.origin is not None:
@@ -203,6 +206,21 @@ class Readout:
             log_probability=log_probability,
             entropy=entropy,
         )
+
+    def _pixels(self, heat: Tensor, maps) -> Tensor:
+        """(b, t, 2) where heatmaps are read."""
+        b, t, h, w = heat.shape
+        grid = (h, w)
+        found = cells_to_pixels(window_soft_argmax(heat, self.window), grid, maps.size)
+        if not self.path_px or maps.start is None:
+            return found
+        axes = [torch.arange(count, device=heat.device) for count in (w, h)]
+        cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).to(heat)
+        places = cells_to_pixels(cells, grid, maps.size)
+        path, reach = likely_path(heat.flatten(-2), places, maps.start.to(heat), self.path_px), 2 * self.path_px
+        beside = ((places - path[:, :, None]).norm(dim=-1) > reach).view(b, t, h, w)
+        near = cells_to_pixels(window_soft_argmax(heat.masked_fill(beside, -math.inf), self.window), grid, maps.size)
+        return torch.where(((found - path).norm(dim=-1) > reach)[..., None], near, found)
 
     def _reachable(self, heat: Tensor, maps, camera: Camera) -> Tensor:
         """Heat with the cells struck out whose rays never come down to the bins' planes (the sky above a horizon)."""

@@ -38,7 +38,7 @@ class Painted:
         mass = 0.99 * mass + 0.01 / mass.shape[-1]
         self.heat, self.outside = mass[..., :-1].log().unflatten(-1, (GRID, GRID)), mass[..., -1].log()
         self.z = (SPEC.z.targets(heights - GRIPPER[2], sigma_bins) + 1e-4).log()
-        self.size, self.origin = SIZE, GRIPPER[2].expand(len(pixels))
+        self.size, self.origin, self.start = SIZE, GRIPPER[2].expand(len(pixels)), None
 
     def log_volume(self) -> Tensor:
         return self.heat[:, :, None] + self.z.log_softmax(-1)[..., None, None]

@@ -310,6 +310,11 @@ def test_impossible_heads_are_refused() -> None:
         ParaHead(CHANNELS, FACTORISED, grid=36, layers=2)
     with pytest.raises(ValueError, match="layers >= 1, mixing >= 0; got 16, 0, 2"):
         ParaHead(CHANNELS, FACTORISED, grid=32, layers=0)
+    for options in ({"path_px": -1.0}, {"path_px": 2.0, "start": False}):
+        with pytest.raises(ValueError, match="path_px must be 0, or positive with a start"):
+            make_head(**options)
+    with pytest.raises(ValueError, match=r"path_px needs evenly spaced times that begin after now, got \[0.0, 1.0\]"):
+        make_head(path_px=2.0).predict(make_features(), Query(torch.tensor([0.0, 1.0]), SIZE), make_state())
 
 
 # -------------------------------------------------------------------- values at a pixel

@@ -1,5 +1,6 @@
 """Heatmaps and bins: values by hand, sub-pixel accuracy, gradients, masks."""
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from para_video.heatmap import (
     cells_to_pixels,
     gaussian_targets,
     inside,
+    likely_path,
     masked_cross_entropy,
     pixels_to_cells,
     window_soft_argmax,
@@ -292,3 +294,49 @@ def test_targets_are_differentiable_in_the_pixel() -> None:
 def test_impossible_bins_are_refused(low: float, high: float, count: int) -> None:
     with pytest.raises(ValueError, match="bins want count >= 2 and finite low < high"):
         Bins(low, high, count)
+
+
+# -------------------------------------------------------------------- paths
+
+PLACES = torch.stack(torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="xy"), -1).flatten(0, 1)
+
+
+def path_score(path: Tensor, heat: Tensor, start: Tensor, bend: float) -> float:
+    """What `likely_path` maximises, of one clip's path (t, 2) through heat (t, n)."""
+    whole = torch.cat([start[None], path])
+    there = (path[:, None] - PLACES).norm(dim=-1).argmin(-1)
+    bends = whole[2:] - 2 * whole[1:-1] + whole[:-2]
+    return float(heat.gather(1, there[:, None]).sum() - bends.square().sum() / (2 * bend**2))
+
+
+def test_no_other_place_at_one_time_makes_a_path_more_probable_nor_does_any_straight_way() -> None:
+    for seed in range(5):
+        heat, start = uniform(1, 4, len(PLACES), high=6.0, seed=seed), uniform(1, 2, high=19.0, seed=100 + seed)
+        path = likely_path(heat, PLACES, start, 2.0)[0]
+        score = path_score(path, heat[0], start[0], 2.0)
+        for time, place in itertools.product(range(4), PLACES[::7]):
+            other = path.clone()
+            other[time] = place
+            assert path_score(other, heat[0], start[0], 2.0) < score + 1e-4
+        highest = PLACES[heat[0].argmax(-1)]
+        straight = start + torch.arange(1, 5)[:, None] / 4 * (highest[3] - start)
+        for other in (highest, straight.round()):
+            assert path_score(other, heat[0], start[0], 2.0) < score + 1e-4
+
+
+def test_a_path_follows_heatmaps_and_leaves_one_that_would_bend_it() -> None:
+    start = torch.tensor([[2.0, 10.0]])
+    true = torch.tensor([[4.0, 10.0], [6, 10], [8, 10], [10, 11], [12, 12], [13, 13]])
+    heat = bump(true, (20, 24), 2.0)
+    torch.testing.assert_close(likely_path(heat.flatten(1)[None], PLACES, start, 2.0)[0], true)
+    heat[0] = bump(torch.tensor([2.0, 4.0]), (20, 24), 2.0).clamp_min(-4)  # the first is sure of a place on another way
+    path = likely_path(heat.flatten(1)[None], PLACES, start, 1.0)[0]
+    assert (path - true).norm(dim=-1).max() < 2 and path[0, 1] > 8
+
+
+def test_a_path_of_one_time_is_its_peak_and_clips_are_on_their_own() -> None:
+    heat, start = uniform(3, 1, len(PLACES)), uniform(3, 2, high=19.0)
+    torch.testing.assert_close(likely_path(heat, PLACES, start, 2.0), PLACES[heat.argmax(-1)])
+    heat = uniform(3, 4, len(PLACES), high=5.0)
+    alone = torch.cat([likely_path(heat[i : i + 1], PLACES, start[i : i + 1], 2.0) for i in range(3)])
+    torch.testing.assert_close(likely_path(heat, PLACES, start, 2.0), alone)

@@ -50,6 +50,7 @@ class GivenMaps:
     size: tuple[int, int] = SIZE
     origin: Tensor | None = None
     asked: list[Tensor] | None = None
+    start: Tensor | None = None
 
     def read(self, pixels: Tensor) -> PixelLogits:
         if self.asked is not None:
@@ -250,6 +251,21 @@ def test_poses_near_the_wrap_decode_right(reference: tuple) -> None:
     actions = Readout(spec).decode(perfect_maps(spec, points, view, torch.ones(1, 21), turned[None]), view)
     assert float(angle_between(actions.rotations[0], turned).max()) < 0.5
     torch.testing.assert_close(actions.rotations @ actions.rotations.mT, torch.eye(3).expand(1, 21, 3, 3), atol=1e-5, rtol=0)
+
+
+def test_a_heatmap_that_leaves_the_path_is_read_near_it_and_the_others_as_they_are() -> None:
+    start, pixels = torch.tensor([[20.0, 40.0]]), torch.tensor([[[30.0, 40], [40, 41], [50, 41], [60, 43]]])
+    seen = torch.ones(1, 4, dtype=torch.bool)
+    heat = (gaussian_targets(pixels, seen, (GRID, GRID), SIZE, 3.0)[..., :-1] + 1e-4).log().view(1, 4, GRID, GRID)
+    wrong = torch.tensor([[[12.0, 56.0]]])
+    heat[:, :1] = (gaussian_targets(wrong, seen[:, :1], (GRID, GRID), SIZE, 3.0)[..., :-1] + 1e-3).log().view(1, 1, GRID, GRID)
+    logits = PixelLogits(torch.zeros(1, 4, 32), torch.zeros(1, 4, 2), None)
+    maps = GivenMaps(heat, torch.full((1, 4), -100.0), logits, start=start)
+    alone, along = (Readout(HEIGHT, path_px=path_px).decode(maps, camera()).pixels for path_px in (0.0, 2.0))
+    assert (alone[:, 0] - wrong[:, 0]).norm() < 1 and (along[:, 0] - pixels[:, 0]).norm() < 5
+    torch.testing.assert_close(along[:, 1:], alone[:, 1:])
+    unknown = Readout(HEIGHT, path_px=2.0).decode(replace(maps, start=None), camera()).pixels
+    torch.testing.assert_close(unknown, alone)
 
 
 # -------------------------------------------------------------------- probabilities
