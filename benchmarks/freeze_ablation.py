@@ -95,24 +95,27 @@ def main(config: Config) -> list[Row]:
 def write(config: Config, rows: Rows) -> None:
     """The table and the picture."""
     found = rows.find()
+    by_start = sorted(ARMS, key=lambda arm: STARTS.index(arm.start))
+    arms = [arm for arm in map(str, by_start) if rows.find(arm=arm)]
     columns = list(dict.fromkeys((row["task"], row["demos"], row["policy"]) for row in found))
     titles = [f"{task.removesuffix('-v3')}, {demos}: {policy}" for task, demos, policy in columns]
     table = []
-    for arm in map(str, ARMS):
+    for arm in arms:
         cells = [cell(rows.find(arm=arm, task=task, demos=demos, policy=policy)) for task, demos, policy in columns]
         table.append([arm, *cells])
     seeds = sorted({row["seed"] for row in found})
     made = (
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
-        f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view."
+        f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view; "
+        f"{len(arms)} of {len(ARMS)} ways are measured."
     )
     text = "\n".join([markdown_table(["start, tuning, training", *titles], table), "", made])
     write_place(config.page, PLACE, text, heading=HEADING)
     if config.page == PAGE:
         write_place(README, PLACE, text)
     policies = list(dict.fromkeys(row["policy"] for row in found))
-    title = "All tasks and numbers of demonstrations"
-    draw_arms(config.page.with_name("freeze.png"), found, list(map(str, ARMS)), policies, title)
+    title = "; ".join(dict.fromkeys(f"{task.removesuffix('-v3')}, {demos} demonstrations" for task, demos, _ in columns))
+    draw_arms(config.page.with_name("freeze.png"), found, arms, policies, title)
 
 
 if __name__ == "__main__":
