@@ -120,18 +120,29 @@ def likely_path(heat: Tensor, places: Tensor, start: Tensor, bend: float, sweeps
     straight = start[:, None, None] + share * (highest - start[:, None])[:, :, None]
     path = torch.where(share <= 1, straight, highest[:, None])
     path = torch.cat([start[:, None, None].expand(-1, t, -1, -1), path], 2)  # (b, t ways, 1 + t, 2)
+    chosen = torch.zeros(b, t, t, dtype=torch.long, device=heat.device)
+    middle = places.mean(0)
+    squares = (places - middle).square().sum(-1)
     for _ in range(sweeps):
+        before = path.clone()
         for i in range(1, t + 1):
-            # what each bend that x_i is part of asks of it, and how strongly
+            # what each bend that x_i is part of asks of it, and how strongly; up to a constant they are one square
             asked = [(2 * path[:, :, i - 1] - path[:, :, i - 2], 1)] if i > 1 else []
             asked += [((path[:, :, i - 1] + path[:, :, i + 1]) / 2, 4)] if i < t else []
             asked += [(2 * path[:, :, i + 1] - path[:, :, i + 2], 1)] if i < t - 1 else []
-            away = sum(((places - place[:, :, None]).square().sum(-1) * weight for place, weight in asked), heat.new_zeros(()))
-            path[:, :, i] = places[(heat[:, None, i - 1] - away / (2 * bend**2)).argmax(-1)]
+            score = heat[:, None, i - 1].expand(-1, t, -1)
+            if asked:
+                pull = torch.stack([weight * (place - middle) for place, weight in asked]).sum(0)
+                away = sum(weight for _, weight in asked) * squares - 2 * pull @ (places - middle).mT
+                score = score - away / (2 * bend**2)
+            chosen[:, :, i - 1] = score.argmax(-1)
+            path[:, :, i] = places[chosen[:, :, i - 1]]
+        if torch.equal(path, before):
+            break
     bends = (path[:, :, 2:] - 2 * path[:, :, 1:-1] + path[:, :, :-2]).square().sum((-2, -1))
-    cells = (path[:, :, 1:, None] - places).square().sum(-1).argmin(-1)  # (b, ways, t)
-    total = heat[:, None].expand(-1, t, -1, -1).gather(-1, cells[..., None])[..., 0].sum(-1) - bends / (2 * bend**2)
-    return path[torch.arange(b, device=heat.device), total.argmax(-1), 1:]
+    there = heat[:, None].expand(-1, t, -1, -1).gather(-1, chosen[..., None])[..., 0].sum(-1)
+    best = (there - bends / (2 * bend**2)).argmax(-1)
+    return path[torch.arange(b, device=heat.device), best, 1:]
 
 
 def _window_mean(logits: Tensor, centre: Tensor, window: int) -> Tensor:
