@@ -17,7 +17,7 @@ repainted, the demonstrations' moves were disturbed, the robot's state is told e
 hidden (--repaint 0.5 --noise 0.3 --state-noise 0 --zoom 1.5 --hide-hand of finetune/robot.py, for every policy; disturbed has the
 first three alone). Two tasks differ in it, for every policy too: shelf-place has --zoom 1.25, since nearer the camera cuts off the
 upper part of the shelf, and coffee-pull's hand stays in view, since its cup would be hidden with it. Under workspace PARA reads the
-heatmaps of a decision as one path (--head-options '{"path_px": 1.5}'), which changes no training. So that all fits into ten to
+heatmaps of a decision as one path (--head-options '{"path_px": 1.5}'). So that all fits into ten to
 fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth);
 regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
 experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question

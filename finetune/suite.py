@@ -321,7 +321,10 @@ def trained_on(config: RobotConfig, policy: str) -> str:
         told |= {"hand": asdict(Hand())} if config.hide_hand else {}
         told |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
     told |= {"actions": (DEFAULT_SCHEDULE.chunk, DEFAULT_SCHEDULE.frame_stride), "expert": recipe(config.task)}
-    told |= {"head": config.para_options if policy in ("para", "references") else None}
+    readout, head = config.para_options
+    if policy == "references":  # how heatmaps are read is nothing to them
+        head = {name: value for name, value in head.items() if name in ("grid", "sigma_px")}
+    told |= {"head": (readout, head) if policy in ("para", "references") else None}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     return f"{config.task}-{config.demos}-{config.seed}-{policy}-{digest}"
 

@@ -29,7 +29,7 @@ from para_video.heatmap import inside
 from para_video.readout import one_hot_round_trip, readout_spec
 from para_video.rollout import ReplanningOracle, Replay, evaluation_seeds, expert_rollout, horizon_for, rollout
 from para_video.runs import command_line
-from para_video.sightings import HAND_M, MIDDLE, look
+from para_video.sightings import HAND_M, MIDDLE, TOLERANCE, look
 from para_video.training import write_atomically
 
 if TYPE_CHECKING:
@@ -212,10 +212,14 @@ def _images(demos: Sequence[Demo], hand: Sequence[float]) -> list[Check]:
         "scale": _limit("focal length by motion", abs(fault.scale - 1), LIMITS["scale"], "of it", lens, detail=fault.scale),
         "roll": _limit("camera roll", abs(fault.roll_deg), LIMITS["roll"], "degrees", roll, detail=fault.roll_deg),
     }
-    even = "the hand moves too evenly to tell it: record some that turn, stop and go"
+    more = "record more, in which the hand turns, stops and goes"
+    for name, error in seen.errors.items():
+        if error > TOLERANCE[name]:
+            untold = "the hand's motion does not tell it"
+            by_motion[name] = replace(by_motion[name], verdict="not checked", value=untold, remedy=more, detail=None)
     return [
         *found,
-        *(check if seen.told[name] else replace(check, verdict="not checked", value=even) for name, check in by_motion.items()),
+        *by_motion.values(),
         _limit("camera offset", float(np.linalg.norm(offset)), LIMITS["offset"] * seen.unit, "px", aim, detail=offset.tolist()),
         _limit("camera by episode", apart, LIMITS["episode"] * seen.unit, "px at worst", moving, worse="suspicious"),
         drift,

@@ -61,6 +61,7 @@ class ManyLooks:
         maps = action_maps(self.policy, seen.unflatten(0, (n, -1)), replace(repeated(state, n), camera=camera))
         fused = LookedMaps.of(maps, torch.linalg.inv(homography) @ homography[:1], zoom / zoom[0])
         assert isinstance(self.policy.head, ParaHead)  # it has maps
+        self.policy.head.check_times(torch.tensor(self.policy.times))
         return self.policy.head.readout.decode(fused, camera[:1])
 
 
@@ -159,7 +160,8 @@ class ManyCameras:
 
     Args:
         policy: with PARA's head, lift "height". views: names; pixels are those of the first. reach_m: how far the set reaches from
-            the gripper along x and y. step_m: between its points; their heights are those of the bins.
+            the gripper along x and y. step_m: between its points; their heights are those of the bins. Each target is read by
+            itself, whatever the head's `path_px`.
     """
 
     def __init__(self, policy: VideoPolicy, views: Sequence[str], *, reach_m: float = 0.25, step_m: float = 0.01) -> None:

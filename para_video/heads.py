@@ -151,7 +151,7 @@ class ParaHead(ActionHead):
             the gripper's opening. Without them, to measure what they are worth.
         state_noise: in training, a factor on the noise of what it is told of the robot, see `RobotState.roughly`; pixels, rays and
             the height that bins count from are exact.
-        path_px: how heatmaps are read, see `Readout`: 0 each by itself, else as one path of the gripper.
+        path_px: how heatmaps are read, see `Readout`: 0 each by itself, else as one path of the gripper from target to target.
     """
 
     GRID, SIGMA_PX = 64, 2.0
@@ -300,10 +300,14 @@ class ParaHead(ActionHead):
 
     def predict(self, features: VideoFeatures, query: Query, state: RobotState) -> Actions:
         """See `ActionHead.predict`."""
-        even = query.times[:1] * torch.arange(1, len(query.times) + 1).to(query.times)
-        if self.readout.path_px and not torch.equal(query.times, even):
-            raise ValueError(f"path_px needs evenly spaced times that begin after now, got {query.times.tolist()}")
+        self.check_times(query.times)
         return self.readout.decode(self.maps(features, query, state), state.camera)
+
+    def check_times(self, times: Tensor) -> None:
+        """Raises ValueError where heatmaps of these times are no path from now on that `path_px` could be of."""
+        even = times[:1] * torch.arange(1, len(times) + 1).to(times)
+        if self.readout.path_px and not (float(times[0]) > 0 and torch.allclose(times, even)):
+            raise ValueError(f"path_px needs evenly spaced times that begin after now, got {times.tolist()}")
 
     def losses(self, maps: ActionMaps, targets: Targets, camera: Camera | None) -> dict[str, Tensor]:
         """Cross-entropies in nats of everything that is labelled, by name: heat, z, gripper, rotation.

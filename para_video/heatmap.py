@@ -100,15 +100,16 @@ def window_soft_argmax(logits: Tensor, window: int = 9) -> Tensor:
 
 
 def likely_path(heat: Tensor, places: Tensor, start: Tensor, bend: float, sweeps: int = 6) -> Tensor:
-    """The most probable path through a heatmap for each of t evenly spaced times, of a point that keeps its velocity but for noise:
-    it maximises sum_i heat_i(x_i) - sum_i |x_{i+1} - 2 x_i + x_{i-1}|^2 / (2 bend^2), with x_0 = start.
+    """A path through heatmaps at t evenly spaced times that is likely for a point which keeps its velocity but for noise: with
+    x_0 = start a high value of sum_i heat_i(x_i) - sum_i |x_{i+1} - 2 x_i + x_{i-1}|^2 / (2 bend^2).
 
-    Found by iterated conditional modes (Besag 1986) over the places, from the highest place of every heatmap and from straight ways
-    to each of them; the best of what these lead to.
+    Found by iterated conditional modes (Besag 1986): begun at the highest place of every heatmap and at straight ways to each of
+    them, each place in turn becomes the best beside the others; the best of what these lead to. No other place at one time is
+    better then, but other paths may be.
 
     Args:
         heat: (b, t, n) log-probabilities at n places, up to a constant at each time. places: (n, 2). start: (b, 2). bend: standard
-            deviation of how the velocity changes from one time to the next, in the places' unit.
+            deviation of how the velocity changes from one time to the next, in the places' unit. sweeps: most rounds.
 
     Returns:
         (b, t, 2) places.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from para_video.camera import Camera
 from para_video.demos import Demo
-from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, likely_path, pixels_to_cells, window_soft_argmax
+from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, inside, likely_path, pixels_to_cells, window_soft_argmax
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
@@ -150,9 +150,10 @@ class Readout:
 
     Args:
         spec: what the bins mean. window: side in cells of the sub-pixel window.
-        path_px: standard deviation, in pixels, of how the gripper's way through the image bends from one target to the next. Where
-            a heatmap is read further than twice that from the path which all of them make likely from the gripper on
-            (`para_video.heatmap.likely_path`), it is read near the path instead. 0 reads each heatmap by itself.
+        path_px: standard deviation, in image pixels, of how the gripper's way through the image bends from one target to the next,
+            which are evenly spaced in time. What would be read further than twice that from a path which all heatmaps make likely
+            from the gripper on (`para_video.heatmap.likely_path`) is read that near to it. 0 reads each heatmap by itself, as is
+            done where the gripper is not in the image.
     """
 
     def __init__(self, spec: ReadoutSpec, window: int = 9, path_px: float = 0.0) -> None:
@@ -216,11 +217,12 @@ class Readout:
             return found
         axes = [torch.arange(count, device=heat.device) for count in (w, h)]
         cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).to(heat)
-        places = cells_to_pixels(cells, grid, maps.size)
-        path, reach = likely_path(heat.flatten(-2), places, maps.start.to(heat), self.path_px), 2 * self.path_px
+        places, reach = cells_to_pixels(cells, grid, maps.size), 2 * self.path_px
+        known = inside(maps.start, maps.size)[:, None]
+        path = likely_path(heat.flatten(-2), places, torch.where(known, maps.start.to(heat), 0), self.path_px)
         beside = ((places - path[:, :, None]).norm(dim=-1) > reach).view(b, t, h, w)
         near = cells_to_pixels(window_soft_argmax(heat.masked_fill(beside, -math.inf), self.window), grid, maps.size)
-        return torch.where(((found - path).norm(dim=-1) > reach)[..., None], near, found)
+        return torch.where((known & ((found - path).norm(dim=-1) > reach))[..., None], near, found)
 
     def _reachable(self, heat: Tensor, maps, camera: Camera) -> Tensor:
         """Heat with the cells struck out whose rays never come down to the bins' planes (the sky above a horizon)."""

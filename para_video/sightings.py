@@ -38,9 +38,9 @@ STEP_PX = 4.0
 """Two frames are compared once the hand has moved as far."""
 FOLLOWED = 0.6
 """Least correlation with the hand's mean picture at which a frame counts."""
-TOLERANCE = (0.25, 0.035, math.radians(1.5))
-"""Standard errors of lag (frames), logarithm of the scale and roll (radians) above which motion does not tell them: half of what
-`para_video.doctor` takes for a fault."""
+TOLERANCE = {"lag": 0.25, "scale": 0.035, "roll": math.radians(1.5)}
+"""Standard errors (frames, of the logarithm, radians) above which motion does not tell them: half of what `para_video.doctor` takes
+for a fault."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Sightings:
     Args:
         orientation: what was done to the images, a key of scores. scores: how well each explains the motion, at most 1.
         compared: pairs of frames between which the hand moved.
-        told: whether lag, scale and roll can be told from how the hand moves; where not, the fault is without them.
+        errors: standard errors of what the hand's motion tells of lag, scale and roll; above `TOLERANCE` the fault is without them.
         likeness: correlation of what moves with the hand's silhouette. followed: share of frames in which the hand was found.
         silhouette: (2 FAR + 1, 2 FAR + 1) what moves with the hand, around the hand.
         unit: pixels of the images for one at WIDTH. focal_px: of the images.
@@ -122,7 +122,7 @@ class Sightings:
     scores: dict[str, float]
     compared: int
     fault: Fault
-    told: dict[str, bool]
+    errors: dict[str, float]
     likeness: float
     followed: float
     tracks: tuple[Track, ...]
@@ -161,16 +161,20 @@ def look(demos: Sequence[Demo], hand_m: Sequence[float] = HAND_M) -> Sightings:
     scores = orientation_scores(views)
     orientation = max(scores, key=scores.__getitem__)
     views = [replace(view, grey=_restored(view.grey, *ORIENTATIONS[orientation])) for view in views]
-    fault, likeness, errors = _fit(views, hand_m, causes := [True] * 3)
-    while (unsure := errors / torch.tensor(TOLERANCE)).max() > 1:
-        causes[int(unsure.argmax())] = False
-        fault, likeness, errors = _fit(views, hand_m, causes)
+    chosen, errors = torch.ones(len(TOLERANCE), dtype=torch.bool), torch.full((len(TOLERANCE),), math.inf)
+    while True:
+        fault, likeness, left = _fit(views, hand_m, chosen)
+        errors[chosen] = left[chosen]
+        unsure = torch.where(chosen, errors / torch.tensor(list(TOLERANCE.values())), 0.0)
+        if unsure.max() <= 1:
+            break
+        chosen[unsure.argmax()] = False
     tracks = _follow(views, fault, NEAR)
     quality = torch.cat([track.quality for track in tracks])
     unit = demos[0].frames.shape[2] / WIDTH
     return Sightings(
         orientation, scores, sum(len(_pairs(view.path(fault)[0])[0]) for view in views), fault,
-        dict(zip(("lag", "scale", "roll"), causes, strict=True)), likeness,
+        dict(zip(TOLERANCE, errors.tolist(), strict=True)), likeness,
         float((quality > FOLLOWED).float().mean()), tuple(tracks), silhouette(views, fault, FAR, 4).numpy(),
         unit, float(demos[0].camera.intrinsics[0, 0]),
     )  # fmt: skip
@@ -312,9 +316,9 @@ def _follow(views: Sequence[View], fault: Fault, reach: int = NEAR // 2) -> list
 # -------------------------------------------------------------------- what explains it
 
 
-def _fit(views: Sequence[View], hand_m: Sequence[float], causes: Sequence[bool], rounds: int = 8) -> tuple[Fault, float, Tensor]:
-    """Place the silhouette, follow it, explain its motion by lag, scale and roll, as far as they are among the causes, and again in
-    the images so explained, until nothing changes. Also how alike the silhouette is, and standard errors as `_explain` has them."""
+def _fit(views: Sequence[View], hand_m: Sequence[float], chosen: Tensor, rounds: int = 8) -> tuple[Fault, float, Tensor]:
+    """Place the silhouette, follow it, explain its motion by what is chosen (3,) of lag, scale and roll, and again in the images so
+    explained, until nothing changes. Also how alike the silhouette is, and standard errors as `_explain` has them."""
     fault, likeness, errors = Fault(), 0.0, torch.zeros(3)
     for _ in range(rounds):
         far = silhouette(views, fault, FAR, 4)[None]
@@ -322,7 +326,7 @@ def _fit(views: Sequence[View], hand_m: Sequence[float], causes: Sequence[bool],
         likeness = float(alike)
         x, y = (moved[0] + torch.tensor(fault.offset)).tolist()
         fault = replace(fault, offset=(x, y))
-        (lag, log_scale, roll), errors = _explain(views, _follow(views, fault), fault, causes)
+        (lag, log_scale, roll), errors = _explain(views, _follow(views, fault), fault, chosen)
         fault = Fault(
             float(np.clip(fault.lag + lag, -8, 8)), float(np.clip(fault.scale * math.exp(log_scale), 0.5, 2)),
             float(np.clip(fault.roll_deg + math.degrees(roll), -40, 40)), fault.offset,
@@ -333,11 +337,12 @@ def _fit(views: Sequence[View], hand_m: Sequence[float], causes: Sequence[bool],
 
 
 def _explain(
-    views: Sequence[View], tracks: Sequence[Track], fault: Fault, chosen: Sequence[bool], span: int = 6
+    views: Sequence[View], tracks: Sequence[Track], fault: Fault, chosen: Tensor, span: int = 6
 ) -> tuple[list[float], Tensor]:
     """Lag (frames), logarithm of the scale and roll (radians) that explain what is left of the hand's motion over `span` frames, by
     least squares reweighted after Cauchy, and their standard errors (3,); those not chosen are 0. Motion, since a grasp moves the
     place at which a hand seems to be once and for all."""
+    answer, errors = torch.zeros(3), torch.where(chosen, math.inf, 0.0)
     causes, effects = [], []
     for view, track in zip(views, tracks, strict=True):
         if len(track.projected) <= span + 2:
@@ -347,20 +352,19 @@ def _explain(
         cause = torch.stack([-velocity, torch.stack([x, y], -1), torch.stack([-y, x], -1)], -1)
         causes.append(cause[span:] - cause[:-span])
         effects.append(track.residual[span:] - track.residual[:-span])
-    answer, errors = torch.zeros(3), torch.zeros(3)
-    if not causes or not any(chosen):
+    if not causes or not chosen.any():
         return answer.tolist(), errors
-    cause, effect = torch.cat(causes)[..., torch.tensor(chosen)], torch.cat(effects)
+    cause, effect = torch.cat(causes)[..., chosen], torch.cat(effects)
     found = effect.isfinite().all(-1)
     cause, effect, weight = cause[found], effect[found], torch.ones(int(found.sum()))
     for _ in range(10 * bool(len(weight))):
         normal = torch.einsum("n,nci,ncj->ij", weight, cause, cause) + 1e-3 * torch.eye(cause.shape[-1])
-        solved = torch.linalg.solve(normal, torch.einsum("n,nci,nc->i", weight, cause, effect))
-        left = (effect - cause @ solved).norm(dim=-1)
-        # differences over `span` frames overlap: one in `span` is independent
-        variance = span * (weight * left**2).sum() / (2 * weight.sum())
-        answer[torch.tensor(chosen)] = solved
-        errors[torch.tensor(chosen)] = (variance * torch.linalg.inv(normal).diagonal()).sqrt()
+        answer[chosen] = torch.linalg.solve(normal, torch.einsum("n,nci,nc->i", weight, cause, effect))
+        left = (effect - cause @ answer[chosen]).norm(dim=-1)
+        # differences over `span` frames overlap: of so many one is independent
+        independent = 2 * weight.sum() / span - len(normal)
+        variance = (weight * left**2).sum() / span / independent.clamp_min(1e-6)
+        errors[chosen] = (span * variance * torch.linalg.inv(normal).diagonal()).sqrt()
         weight = 1 / (1 + (left / (1.4826 * left.median()).clamp(min=0.1)) ** 2)
     return answer.tolist(), errors
 

@@ -148,8 +148,8 @@ def first_predictor(config: VideoConfig, accelerator: Accelerator) -> VideoPredi
         if config.options.get(option, off) != off:
             raise ValueError(f'with "{option}" a model has no generative loss to learn by: leave it out of --backbone-options')
     kind = backbone_class(config.backbone)
-    if kind.generative_loss is VideoBackbone.generative_loss:  # told before any weights are looked for
-        raise ValueError(f"{kind.__name__} has no generative loss (it is no generative model); choose another --backbone")
+    if kind.joint is VideoBackbone.joint:  # told before any weights are looked for
+        raise ValueError(f"{kind.__name__} has no generative loss (spec.generative is False); choose another backbone")
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
     predictor = VideoPredictor(backbone, drop=config.drop, draw=config.draw).to(accelerator.device)

@@ -309,12 +309,12 @@ def path_score(path: Tensor, heat: Tensor, start: Tensor, bend: float) -> float:
     return float(heat.gather(1, there[:, None]).sum() - bends.square().sum() / (2 * bend**2))
 
 
-def test_no_other_place_at_one_time_makes_a_path_more_probable_nor_does_any_straight_way() -> None:
+def test_no_other_place_at_one_time_makes_a_path_more_probable() -> None:
     for seed in range(5):
         heat, start = uniform(1, 4, len(PLACES), high=6.0, seed=seed), uniform(1, 2, high=19.0, seed=100 + seed)
         path = likely_path(heat, PLACES, start, 2.0)[0]
         score = path_score(path, heat[0], start[0], 2.0)
-        for time, place in itertools.product(range(4), PLACES[::7]):
+        for time, place in itertools.product(range(4), PLACES):
             other = path.clone()
             other[time] = place
             assert path_score(other, heat[0], start[0], 2.0) < score + 1e-4

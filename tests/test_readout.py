@@ -254,17 +254,21 @@ def test_poses_near_the_wrap_decode_right(reference: tuple) -> None:
 
 
 def test_a_heatmap_that_leaves_the_path_is_read_near_it_and_the_others_as_they_are() -> None:
-    start, pixels = torch.tensor([[20.0, 40.0]]), torch.tensor([[[30.0, 40], [40, 41], [50, 41], [60, 43]]])
-    seen = torch.ones(1, 4, dtype=torch.bool)
-    heat = (gaussian_targets(pixels, seen, (GRID, GRID), SIZE, 3.0)[..., :-1] + 1e-4).log().view(1, 4, GRID, GRID)
-    wrong = torch.tensor([[[12.0, 56.0]]])
-    heat[:, :1] = (gaussian_targets(wrong, seen[:, :1], (GRID, GRID), SIZE, 3.0)[..., :-1] + 1e-3).log().view(1, 1, GRID, GRID)
-    logits = PixelLogits(torch.zeros(1, 4, 32), torch.zeros(1, 4, 2), None)
-    maps = GivenMaps(heat, torch.full((1, 4), -100.0), logits, start=start)
-    alone, along = (Readout(HEIGHT, path_px=path_px).decode(maps, camera()).pixels for path_px in (0.0, 2.0))
-    assert (alone[:, 0] - wrong[:, 0]).norm() < 1 and (along[:, 0] - pixels[:, 0]).norm() < 5
-    torch.testing.assert_close(along[:, 1:], alone[:, 1:])
-    unknown = Readout(HEIGHT, path_px=2.0).decode(replace(maps, start=None), camera()).pixels
+    """Two clips of wide images, the second of a gripper that is not to be seen."""
+    size, grid = (64, 128), (GRID, 2 * GRID)
+    start, seen = torch.tensor([[20.0, 40.0], [20, 400]]), torch.ones(2, 4, dtype=torch.bool)
+    pixels = torch.tensor([[30.0, 40], [40, 41], [50, 41], [60, 43]]).repeat(2, 1, 1)
+    shown = pixels.clone()
+    shown[:, 0] = torch.tensor([12.0, 56.0])
+    heat = (gaussian_targets(shown, seen, grid, size, 3.0)[..., :-1] + 1e-4).log().unflatten(-1, grid)
+    logits = PixelLogits(torch.zeros(2, 4, 32), torch.zeros(2, 4, 2), None)
+    view = camera(size=size)
+    maps = GivenMaps(heat, torch.full((2, 4), -100.0), logits, size=size, start=start)
+    alone, along = (Readout(HEIGHT, path_px=path_px).decode(maps, view).pixels for path_px in (0.0, 2.0))
+    assert (alone - shown).norm(dim=-1).max() < 0.5 and (along[0, 0] - pixels[0, 0]).norm() < 2 * 2.0 + 2  # and one cell
+    torch.testing.assert_close(along[0, 1:], alone[0, 1:])
+    torch.testing.assert_close(along[1], alone[1])
+    unknown = Readout(HEIGHT, path_px=2.0).decode(replace(maps, start=None), view).pixels
     torch.testing.assert_close(unknown, alone)
 
 
