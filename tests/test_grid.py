@@ -1,5 +1,9 @@
 """Rows of measured cells: compared and drawn."""
 
+import json
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -7,6 +11,8 @@ from rich.console import Console
 from finetune import robot
 from finetune.grid import KEY, draw_arms, gain, measure
 from para_video.rows import Rows
+
+ROOT = Path(__file__).parent.parent
 
 
 def row(arm: str, digits: str, **changes):
@@ -41,3 +47,20 @@ def test_what_a_cut_left_of_other_settings_is_not_gone_on_with(tmp_path, monkeyp
 def test_arms_are_drawn(tmp_path):
     draw_arms(tmp_path / "arms.png", [row("a", "01"), row("b", "11")], ["a", "b"], ["para", "act"], "two arms")
     assert (tmp_path / "arms.png").stat().st_size > 0
+
+
+def test_the_freeze_ablation_is_told_as_its_rows_have_it(tmp_path, monkeypatch):
+    """On its page and in the README no figure is typed."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "freeze_ablation.py"))
+    pages = {name: (ROOT / name).read_text() for name in ("docs/freeze.md", "README.md")}
+    (tmp_path / "docs").mkdir()
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text)
+    page, results = tmp_path / "docs" / "freeze.md", tmp_path / "freeze.json"
+    results.write_bytes((ROOT / "results" / "freeze.json").read_bytes())
+    monkeypatch.setitem(script["write"].__globals__, "PAGE", page)
+    monkeypatch.setitem(script["write"].__globals__, "README", tmp_path / "README.md")
+    rows = Rows(results, json.loads(results.read_text())["settings"], KEY)
+    script["write"](script["Config"](page=page), rows)
+    assert {name: (tmp_path / name).read_text() for name in pages} == pages
+    assert page.with_name("freeze.png").stat().st_size > 0
