@@ -17,11 +17,11 @@ repainted, the demonstrations' moves were disturbed, the robot's state is told e
 hidden (--repaint 0.5 --noise 0.3 --state-noise 0 --zoom 1.5 --hide-hand of finetune/robot.py, for every policy; disturbed has the
 first three alone). Two tasks differ in it, for every policy too: shelf-place has --zoom 1.25, since nearer the camera cuts off the
 upper part of the shelf, and coffee-pull's hand stays in view, since its cup would be hidden with it. Under workspace PARA reads the
-heatmaps of a decision as one path (--head-options '{"path_px": 1.5}'). So that all fits into ten to
-fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth);
-regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
-experiments are on two tasks (disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question
-is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains
+heatmaps of a decision as one path (--head-options '{"path_px": 1.5}'). So that all fits into ten to fourteen hours, headlines are
+evaluated on 24 episodes of each training seed and view (12 to either side for the azimuth); regression is represented by its
+default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other experiments are on two tasks
+(disturbed, like headlines, on six) and one training seed with 50 episodes a cell, and where a question is about PARA alone
+(demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains
 each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in the way of five.
 """
 

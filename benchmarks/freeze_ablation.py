@@ -21,12 +21,11 @@ from backbones import shipped_weights
 from finetune.grid import KEY, cell, draw_arms, measure
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest
-from para_video.figures import markdown_table, write_place
+from para_video.figures import write_table
 from para_video.rows import Row, Rows
 
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "freeze.md", ROOT / "README.md"
-PLACE = "benchmarks/freeze_ablation.py"
 STARTS = ("mini-random", "mini-procedural", "mini")
 HEADING = """# Start, tune, freeze
 
@@ -95,8 +94,7 @@ def main(config: Config) -> list[Row]:
 def write(config: Config, rows: Rows) -> None:
     """The table and the picture."""
     found = rows.find()
-    by_start = sorted(ARMS, key=lambda arm: STARTS.index(arm.start))
-    arms = [arm for arm in map(str, by_start) if rows.find(arm=arm)]
+    arms = [arm for arm in map(str, ARMS) if rows.find(arm=arm)]
     columns = list(dict.fromkeys((row["task"], row["demos"], row["policy"]) for row in found))
     titles = [f"{task.removesuffix('-v3')}, {demos}: {policy}" for task, demos, policy in columns]
     table = []
@@ -109,10 +107,8 @@ def write(config: Config, rows: Rows) -> None:
         f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view; "
         f"{len(arms)} of {len(ARMS)} ways are measured."
     )
-    text = "\n".join([markdown_table(["start, tuning, training", *titles], table), "", made])
-    write_place(config.page, PLACE, text, heading=HEADING)
-    if config.page == PAGE:
-        write_place(README, PLACE, text)
+    for page in (config.page, README) if config.page == PAGE else (config.page,):
+        write_table(page, "benchmarks/freeze_ablation.py", ["start, tuning, training", *titles], table, made, heading=HEADING)
     policies = list(dict.fromkeys(row["policy"] for row in found))
     title = "; ".join(dict.fromkeys(f"{task.removesuffix('-v3')}, {demos} demonstrations" for task, demos, _ in columns))
     draw_arms(config.page.with_name("freeze.png"), found, arms, policies, title)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.hand import Hand
-from para_video.heatmap import cells_to_pixels
+from para_video.heatmap import cell_centres
 from para_video.policy import Actions, Observation
 from para_video.precision import autocast
 from para_video.readout import ReadoutSpec, Targets
@@ -52,10 +52,9 @@ class RobotState:
         plane of the gripper, from the gripper; in units of `RAY_M`. A point seen in a cell has a known place but for its height,
         and these say how the two depend on each other. Rays that do not come down are cut off at `RAY_LIMIT`.
         """
-        axis = torch.arange(side, device=self.position.device, dtype=torch.float32)
-        cells = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2)
+        cells = cell_centres((side, side), size, self.position.device)
         with torch.autocast(self.position.device.type, enabled=False):
-            origin, direction = self.camera.rays(cells_to_pixels(cells, (side, side), size).expand(len(self.opening), -1, -1))
+            origin, direction = self.camera.rays(cells.expand(len(self.opening), -1, -1))
             slope = direction[..., :2] / direction[..., 2:].clamp_max(-0.05)
             ground = origin[..., :2] - origin[..., 2:] * slope
             beside = ground + self.position[:, None, 2:] * slope - self.position[:, None, :2]

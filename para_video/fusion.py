@@ -18,7 +18,7 @@ from para_video.batches import warp_images
 from para_video.camera import Camera
 from para_video.features import sampled
 from para_video.heads import ActionMaps, ParaHead, action_maps
-from para_video.heatmap import cells_to_pixels, inside, pixels_to_cells, window_soft_argmax
+from para_video.heatmap import cell_centres, inside, pixels_to_cells, window_soft_argmax
 from para_video.policy import Actions, Observation
 from para_video.readout import PixelLogits, ReadoutSpec, matrix_from_euler
 
@@ -98,9 +98,7 @@ class LookedMaps:
         grid = (maps.heat.shape[-2], maps.heat.shape[-1])
         log = torch.cat([maps.heat.float().flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
         heat, outside = log[..., :-1], log[..., -1:]
-        rows, columns = torch.meshgrid(*(torch.arange(side, device=log.device) for side in grid), indexing="ij")
-        pixels = cells_to_pixels(torch.stack([columns, rows], -1).float().flatten(0, 1), grid, maps.size)
-        pixels = moved(pixels.expand(len(log), -1, -1), to_look)
+        pixels = moved(cell_centres(grid, maps.size, log.device).expand(len(log), -1, -1), to_look)
         cells = pixels_to_cells(pixels, grid, maps.size).unflatten(1, grid)
         there = sampled(heat.unflatten(-1, grid), cells).flatten(-2) + 2 * zoom.log()[:, None, None]  # per cell of the first
         seen = inside(pixels, maps.size)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from para_video.agent import RAY_DIM, RAYS_FROM_GRIPPER, ActionHead, Batch, Query, RobotState, VideoPolicy
 from para_video.camera import Camera
 from para_video.features import VideoFeatures, sampled, sinusoid
-from para_video.heatmap import cells_to_pixels, gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
+from para_video.heatmap import cell_centres, gaussian_targets, inside, masked_cross_entropy, pixels_to_cells
 from para_video.layers import TokenBlock, places
 from para_video.policy import Actions
 from para_video.precision import autocast
@@ -248,9 +248,7 @@ class ParaHead(ActionHead):
             whole = torch.cat([maps.volume.float().flatten(-3), maps.outside.float()[..., None]], -1)
             return whole.log_softmax(-1)[..., :-1].unflatten(-1, (-1, *grid))
         t, (h, w) = len(maps.index), maps.embedding.shape[-2:]
-        axes = torch.arange(w, device=maps.heat.device), torch.arange(h, device=maps.heat.device)
-        cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).float()
-        pixels = cells_to_pixels(cells, (h, w), maps.size).repeat(t, 1).expand(len(maps.heat), -1, -1)
+        pixels = cell_centres((h, w), maps.size, maps.heat.device).repeat(t, 1).expand(len(maps.heat), -1, -1)
         everywhere = replace(
             maps, index=maps.index.repeat_interleave(h * w), context=maps.context.repeat_interleave(h * w, 1)
         )  # fmt: skip
@@ -305,8 +303,10 @@ class ParaHead(ActionHead):
 
     def check_times(self, times: Tensor) -> None:
         """Raises ValueError where heatmaps of these times are no path from now on that `path_px` could be of."""
+        if not self.readout.path_px:
+            return
         even = times[:1] * torch.arange(1, len(times) + 1).to(times)
-        if self.readout.path_px and not (float(times[0]) > 0 and torch.allclose(times, even)):
+        if times[0] <= 0 or not torch.allclose(times, even):
             raise ValueError(f"path_px needs evenly spaced times that begin after now, got {times.tolist()}")
 
     def losses(self, maps: ActionMaps, targets: Targets, camera: Camera | None) -> dict[str, Tensor]:

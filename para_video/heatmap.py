@@ -26,6 +26,14 @@ def cells_to_pixels(cells: Tensor, grid: tuple[int, int], size: tuple[int, int])
     return (cells + 0.5) * scale - 0.5
 
 
+def cell_centres(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor:
+    """(h * w, 2) pixels of the centres of all cells, row by row."""
+    h, w = grid
+    axes = torch.arange(w, device=device), torch.arange(h, device=device)
+    cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).float()
+    return cells_to_pixels(cells, grid, size)
+
+
 def inside(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """(...) bool: whether pixels (..., 2) lie on the image; False for NaN."""
     limit = pixels.new_tensor([size[1], size[0]]) - 0.5
@@ -104,8 +112,8 @@ def likely_path(heat: Tensor, places: Tensor, start: Tensor, bend: float, sweeps
     x_0 = start a high value of sum_i heat_i(x_i) - sum_i |x_{i+1} - 2 x_i + x_{i-1}|^2 / (2 bend^2).
 
     Found by iterated conditional modes (Besag 1986): begun at the highest place of every heatmap and at straight ways to each of
-    them, each place in turn becomes the best beside the others; the best of what these lead to. No other place at one time is
-    better then, but other paths may be.
+    them, each place in turn becomes the best beside the others, until none changes; the best of what these lead to. Paths that
+    differ at several times may be better.
 
     Args:
         heat: (b, t, n) log-probabilities at n places, up to a constant at each time. places: (n, 2). start: (b, 2). bend: standard

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from para_video.camera import Camera
 from para_video.demos import Demo
-from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets, inside, likely_path, pixels_to_cells, window_soft_argmax
+from para_video.heatmap import (
+    Bins,
+    cell_centres,
+    cells_to_pixels,
+    gaussian_targets,
+    inside,
+    likely_path,
+    pixels_to_cells,
+    window_soft_argmax,
+)
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
@@ -215,9 +224,7 @@ class Readout:
         found = cells_to_pixels(window_soft_argmax(heat, self.window), grid, maps.size)
         if not self.path_px or maps.start is None:
             return found
-        axes = [torch.arange(count, device=heat.device) for count in (w, h)]
-        cells = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).flatten(0, 1).to(heat)
-        places, reach = cells_to_pixels(cells, grid, maps.size), 2 * self.path_px
+        places, reach = cell_centres(grid, maps.size, heat.device), 2 * self.path_px
         known = inside(maps.start, maps.size)[:, None]
         path = likely_path(heat.flatten(-2), places, torch.where(known, maps.start.to(heat), 0), self.path_px)
         beside = ((places - path[:, :, None]).norm(dim=-1) > reach).view(b, t, h, w)
@@ -229,9 +236,7 @@ class Readout:
         if self.spec.lift == "depth":
             return heat
         h, w = heat.shape[-2:]
-        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        cells = torch.stack([columns, rows], -1).reshape(1, -1, 2).to(heat)
-        _, directions = camera.rays(cells_to_pixels(cells, (h, w), maps.size).expand(len(heat), -1, -1))
+        _, directions = camera.rays(cell_centres((h, w), maps.size, heat.device).expand(len(heat), -1, -1))
         highest = self.spec.z.high + (0.0 if maps.origin is None else maps.origin)
         meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] > highest)[..., None]
         if not bool(meets.any(-1).all()):
