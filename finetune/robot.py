@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import backbone_options, import_string, shipped_heads, shipped_weights, trusted_packages
+from backbones import backbone_class, backbone_options, import_string, shipped_heads, shipped_weights, trusted_packages
 from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
@@ -45,7 +45,7 @@ from para_video.checkpoint import (
     save_backbone,
     save_policy,
 )
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
+from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
 from para_video.figures import side_by_side, success_bars, write_picture, write_report
@@ -347,9 +347,9 @@ def checked(demos: DemoSet, config: RobotConfig) -> DemoSet:
                 f"{config.demo_folder}: a demonstration was seen by another camera, at {stood} m, than policies act with, "
                 f"at {stands} m, or by one that looked elsewhere: record with para_video.sims.shifts.TRAINING_CAMERA"
             )
-        if demo.seed >= EVALUATION_SEED:
+        if demo.seed >= TUNING_SEED:
             raise ValueError(
-                f"{config.demo_folder}: seed {demo.seed} is one of the evaluation's, from {EVALUATION_SEED} on; record others"
+                f"{config.demo_folder}: seed {demo.seed} is one of tuning and evaluation, from {TUNING_SEED} on; record others"
             )
     return demos
 
@@ -414,8 +414,11 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
     """
     check_processes(config.options, accelerator.num_processes)
     torch.manual_seed(config.seed)
+    predicts = config.train == "joint" or config.video_steps > 0
+    if predicts and not backbone_class(config.backbone).generates():  # told before any weights are looked for
+        raise no_generative_loss(config.backbone)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
-    if config.train == "joint" or config.video_steps:
+    if predicts:
         check_predicts(backbone, config.backbone)
     if config.train != "heads" or config.video_steps:
         check_precision(backbone.requires_grad_(True))
@@ -426,9 +429,7 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
 def check_predicts(backbone: VideoBackbone, name: str) -> None:
     """Raise ValueError unless a backbone can learn to predict what policies are trained to foresee."""
     if not backbone.spec.generative:
-        raise ValueError(
-            f"{name} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone"
-        )
+        raise no_generative_loss(name)
     ahead = shown_future(backbone, max(PolicySpec.times))
     try:
         backbone.spec.check_horizon(ahead)
@@ -438,6 +439,10 @@ def check_predicts(backbone: VideoBackbone, name: str) -> None:
             f"--train joint and --video-steps have {name} predict {ahead} frames: {error}, or build it with more, such as "
             f"--backbone-options '{option}'"
         ) from error
+
+
+def no_generative_loss(name: str) -> ValueError:
+    return ValueError(f"{name} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone")
 
 
 def shown_future(backbone: VideoBackbone, latest: float) -> int:

@@ -210,12 +210,16 @@ class VideoPolicy(nn.Module):
         """
         if self.view not in observation.views:
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
-        shape, opening = tuple(observation.end_effector.shape), observation.gripper_opening
-        if shape != (4, 4) or not 0 <= opening <= 1:
+        given, opening = observation.end_effector, observation.gripper_opening
+        if tuple(given.shape) != (4, 4) or not 0 <= opening <= 1:
             raise ValueError(
-                f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {shape} and {opening}: "
+                f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {tuple(given.shape)} and {opening}: "
                 "pass a pose, and the opening over the widest"
             )
+        pose = given[None].float()
+        rotation = pose[0, :3, :3]
+        if not bool(pose.isfinite().all()) or float((rotation @ rotation.mT - torch.eye(3).to(rotation)).abs().max()) > 1e-2:
+            raise ValueError(f"end_effector must be a finite rigid motion (world_T_gripper), got {given.tolist()}")
         view, device = observation.views[self.view], self.backbone.device
         frames, _, *size = view.clip.shape
         if any(wanted not in (None, given) for wanted, given in zip(self.clip_shape, (frames, *size), strict=True)):
@@ -225,8 +229,7 @@ class VideoPolicy(nn.Module):
                 "(frames, height, width): resize them, and their camera's intrinsics with them, or repeat the first one"
             )
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
-        pose = observation.end_effector[None].float()
-        state = RobotState(camera[None], pose[:, :3, 3], pose[:, :3, :3], torch.tensor([opening]).float())
+        state = RobotState(camera[None].to(torch.float32), pose[:, :3, 3], pose[:, :3, :3], torch.tensor([opening]).float())
         return view.clip[None].to(device), state.to(device)
 
     def act(self, observation: Observation) -> Actions:

@@ -189,6 +189,9 @@ class DemoBatches(Dataset):
         demos: to draw from. batch_size: clips. chunk: future targets. stride: control steps between frames and between targets.
         context: observed frames. future: frames to show beside the observed ones, see `Batch`. augmentation: None for none.
         seed, rank: of the draws; processes with different ranks draw different clips.
+
+    Raises:
+        ValueError: no demonstrations, or frames of different sizes.
     """
 
     def __init__(
@@ -207,10 +210,14 @@ class DemoBatches(Dataset):
     ) -> None:
         if not demos:
             raise ValueError("no demonstrations to train on; record at least one")
+        if len(sizes := {demo.frames.shape[1:3] for demo in demos}) > 1:
+            raise ValueError(f"demonstrations have frames of {sorted(sizes)} (height, width); resize them, cameras with them")
         self.batch_size, self.stride, self.context, self.augmentation = batch_size, stride, context, augmentation
         self.seed, self.rank, self.length, self.chunk = seed, rank, length, chunk
         self.demos = list(demos)
-        self.steps = [(d, k) for d, demo in enumerate(demos) for k in range(max(1, len(demo) - stride + 1))]
+        # where the gripper is sent by the last command, only the command tells
+        self.known = [len(demo) - (demo.moves is None) for demo in demos]
+        self.steps = [(d, k) for d, known in enumerate(self.known) for k in range(max(1, known - stride + 1))]
         self.shown = stride * np.arange(1 - context, 1 + future)
         self.ahead = stride * np.arange(1, chunk + 1)
         self.frames = [torch.from_numpy(demo.frames).permute(0, 3, 1, 2) for demo in self.demos]
@@ -233,12 +240,13 @@ class DemoBatches(Dataset):
         """The batch of given (demo, step) pairs, unaugmented; observed and future frames are all in its clip. Beyond its ends, a
         demonstration's first and last frame stand still."""
         rows = [self._row(d, k) for d, k in steps]
-        clips, positions, gripper, rotations, known, position, rotation, opening = (
+        clips, positions, gripper, rotations, known, turned, position, rotation, opening = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
-        state = RobotState(Camera.stack([self.demos[d].camera for d, _ in steps]), position, rotation, opening)
+        cameras = Camera.stack([self.demos[d].camera.to(torch.float32) for d, _ in steps])
+        state = RobotState(cameras, position, rotation, opening)
         pixels, depth = state.camera.project(positions)
-        masks = {"labelled": known, "position_mask": known, "gripper_mask": known, "rotation_mask": known}
+        masks = {"labelled": known, "position_mask": known, "gripper_mask": known, "rotation_mask": turned}
         targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations, **masks)
         return Batch(clips.float() / 255, targets, state)
 
@@ -283,12 +291,13 @@ class DemoBatches(Dataset):
     def _row(self, d: int, k: int) -> tuple[Tensor, ...]:
         demo = self.demos[d]
         targets, gripper = demo.targets(np.array([k]), chunk=self.chunk, stride=self.stride)
-        turned = demo.rotations[np.minimum(k + self.ahead, len(demo) - 1)]
-        known = k + self.ahead <= len(demo)  # what follows its end, a demonstration does not say
+        at = k + self.ahead
+        rotations = demo.rotations[np.minimum(at, len(demo) - 1)]
+        masks = (at <= self.known[d], at < len(demo))  # what follows its end, a demonstration does not say
         now = (demo.positions[k], demo.rotations[k], demo.openings[k])
         return (
             self.frames[d][self._shown(d, k)],
-            *map(torch.as_tensor, (targets[0], gripper[0], turned, known, *now)),
+            *map(torch.as_tensor, (targets[0], gripper[0], rotations, *masks, *now)),
         )
 
 

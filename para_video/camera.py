@@ -37,7 +37,8 @@ class Camera:
         distortion: optional lens model, shared by the batch.
 
     Raises:
-        ValueError: wrong shapes, a focal length that is not positive, or a pose that is not a rigid motion.
+        ValueError: wrong shapes or types, intrinsics that are none (a focal length that is not positive, a transposed or scaled
+            matrix), or a pose that is not a rigid motion.
     """
 
     intrinsics: Tensor
@@ -50,9 +51,17 @@ class Camera:
             raise ValueError(
                 f"camera wants intrinsics (*b, 3, 3) and world_T_camera (*b, 4, 4), got {tuple(K.shape)} and {tuple(pose.shape)}"
             )
+        if K.dtype != pose.dtype or not K.is_floating_point():
+            raise ValueError(f"camera wants intrinsics and world_T_camera of one floating type, got {K.dtype} and {pose.dtype}")
         focal = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1).detach()
         if not bool(torch.isfinite(K).all() & (focal > 0).all()):
             raise ValueError(f"camera focal lengths must be finite and positive, got {focal.flatten().tolist()[:8]} px")
+        below = torch.cat([K[..., 1, :1], K[..., 2, :]], -1).detach()
+        if bool(((below - torch.tensor([0.0, 0.0, 0.0, 1.0]).to(below)).abs() > 1e-3).any()):
+            raise ValueError(
+                f"camera intrinsics must be 0 below the diagonal and end in 1, got {K.detach().reshape(-1, 3, 3)[0].tolist()}; "
+                "are they transposed or scaled? The principal point belongs in the last column"
+            )
         rotation = pose[..., :3, :3].detach()
         defect = (rotation @ rotation.mT - torch.eye(3).to(rotation)).abs().amax() if rotation.numel() else rotation.sum()
         if not bool(torch.isfinite(pose).all()) or float(defect) > 1e-3 or bool((torch.linalg.det(rotation) < 0).any()):

@@ -131,7 +131,8 @@ class CircleVideos(Dataset[CircleClip]):
         clutter: factor on the number of distractors.
 
     Raises:
-        ValueError: an argument out of its range. VideoError: no readable video in `backgrounds`.
+        ValueError: an argument out of its range. VideoError: no video in `backgrounds`; one that cannot be read is told by
+            the clip that wants it.
     """
 
     def __init__(

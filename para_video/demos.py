@@ -214,7 +214,7 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
         on_episode: called with (seed, succeeded) after each episode, for a progress bar.
 
     Raises:
-        ValueError: the seeds would run into the evaluation seeds.
+        ValueError: the seeds would run into those of tuning and evaluation.
         RuntimeError: the expert fails nearly always.
     """
     demos: list[Demo] = []
@@ -223,8 +223,8 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
     for seed in seeds:
         if len(demos) == plan.count:
             break
-        if not 0 <= seed < EVALUATION_SEED:
-            raise ValueError(f"demo seed {seed} is outside [0, {EVALUATION_SEED}): choose a lower first_seed")
+        if not 0 <= seed < TUNING_SEED:
+            raise ValueError(f"demo seed {seed} is outside [0, {TUNING_SEED}): choose a lower first_seed")
         demo = record_demo(env, seed, plan if len(demos) % 2 else replace(plan, scatter=0))
         if demo is None:
             discarded.append(seed)
@@ -364,7 +364,7 @@ _ROWS = {"frames": (None, None, 3), "positions": (3,), "rotations": (3, 3), "ope
 
 def _arrays(demo: Demo) -> dict[str, np.ndarray]:
     arrays = {name: np.ascontiguousarray(array) for name in _ROWS if (array := getattr(demo, name)) is not None}
-    camera = {"intrinsics": demo.camera.intrinsics.numpy(), "world_T_camera": demo.camera.world_T_camera.numpy()}
+    camera = {name: getattr(demo.camera, name).float().numpy() for name in ("intrinsics", "world_T_camera")}
     return arrays | camera
 
 

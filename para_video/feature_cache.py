@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -68,12 +70,14 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
 
 
 def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size: int) -> str:
-    """Another name whenever a byte of the cache would differ."""
+    """Another name whenever a byte of the cache would differ, but for code that the backbone's module takes from elsewhere."""
+    kind = type(policy.backbone)
     spec = asdict(policy.backbone.spec)
     del spec["generative"]  # whether there is a loss says nothing of features: an offloaded model has the same ones, and none
     told = {
         "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"),
-        "backbone": type(policy.backbone).__qualname__, "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
+        "backbone": [kind.__module__, kind.__qualname__, _source(kind)],
+        "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
         "precision": precision_of(policy.backbone.device), "batch_size": batch_size, "context": batches.context,
         "chunk": batches.chunk, "stride": batches.stride,
         "augmentation": None if batches.augmentation is None else asdict(batches.augmentation),
@@ -88,6 +92,14 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
         for part in (demo.frames, demo.positions, demo.rotations, demo.openings, demo.gripper, moves, *camera):
             digest.update(f"{part.shape}{part.dtype}".encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:24]
+
+
+def _source(kind: type) -> str | None:
+    """The text of the module that defines a class, None where there is none to read (a class that was typed in)."""
+    try:
+        return inspect.getsource(sys.modules[kind.__module__])
+    except (OSError, TypeError, KeyError):
+        return None
 
 
 class CachedBatches(Dataset):

@@ -169,6 +169,12 @@ class VideoBackbone(nn.Module, ABC):
         return {}
 
     @classmethod
+    def generates(cls) -> bool:
+        """Whether `joint` is implemented: told of a class, before any weights are looked for. `spec.generative` says it of a built
+        model, which options may have cut short."""
+        return cls.joint is not VideoBackbone.joint
+
+    @classmethod
     def from_pretrained(cls, source: str, **options: Any) -> Self:
         """Load pretrained weights; adapters of published models implement it.
 

@@ -179,8 +179,11 @@ class Bins:
     circular: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.count >= 2 and self.high > self.low and math.isfinite(self.high - self.low)):
-            raise ValueError(f"bins want count >= 2 and finite low < high, got {self.count} bins over [{self.low}, {self.high}]")
+        least = 3 if self.circular else 2  # two on a circle do not tell which way round
+        if not (self.count >= least and self.high > self.low and math.isfinite(self.high - self.low)):
+            raise ValueError(
+                f"bins want count >= {least} and finite low < high, got {self.count} bins over [{self.low}, {self.high}]"
+            )
 
     @property
     def width(self) -> float:
@@ -200,7 +203,8 @@ class Bins:
     def decode(self, logits: Tensor, window: int = 5) -> Tensor:
         """(..., count) logits to (...) values in float32: the expectation in a window of bins around the highest one."""
         logits = logits.float()
-        window = min(window, self.count) if self.circular else window  # else some bins would count twice
+        if self.circular:
+            window = min(window, self.count - 1 + self.count % 2)  # odd, and no bin counts twice
         reach = torch.arange(window, device=logits.device) - window // 2
         near = logits.argmax(-1)[..., None] + reach
         if self.circular:

@@ -84,8 +84,8 @@ class ReadoutSpec:
     def __post_init__(self) -> None:
         if self.lift not in ("height", "depth"):
             raise ValueError(f"unknown lift {self.lift!r}; choose 'height' or 'depth'")
-        if self.gripper_bins < 2 or self.rotation_bins == 1 or self.rotation_bins < 0:
-            raise ValueError(f"gripper_bins {self.gripper_bins} must be >= 2 and rotation_bins {self.rotation_bins} 0 or >= 2")
+        if self.gripper_bins < 2 or (self.rotation_bins and self.rotation_bins < 3):
+            raise ValueError(f"gripper_bins {self.gripper_bins} must be >= 2 and rotation_bins {self.rotation_bins} 0 or >= 3")
 
     @property
     def angles(self) -> Bins:
@@ -143,11 +143,18 @@ def matrix_from_euler(angles: Tensor) -> Tensor:
 
 
 def euler_from_matrix(matrix: Tensor) -> Tensor:
-    """The inverse of `matrix_from_euler`, with y in [-90, 90] degrees."""
-    x = torch.atan2(matrix[..., 2, 1], matrix[..., 2, 2])
+    """The inverse of `matrix_from_euler`, with y in [-90, 90] degrees; at its ends, where x and z turn about one axis, x is 0."""
     y = torch.asin((-matrix[..., 2, 0]).clamp(-1, 1))
-    z = torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0])
+    end = matrix[..., 2, 0].abs() > 1 - 1e-6
+    x = torch.where(end, 0.0, torch.atan2(matrix[..., 2, 1], matrix[..., 2, 2]))
+    z = torch.where(end, torch.atan2(-matrix[..., 0, 1], matrix[..., 1, 1]), torch.atan2(matrix[..., 1, 0], matrix[..., 0, 0]))
     return torch.stack([x, y, z], -1)
+
+
+def _check_numbers(*logits: Tensor) -> None:
+    """Minus infinity is a probability of nothing."""
+    if not all(bool((each < math.inf).all()) for each in logits):
+        raise ValueError("the head's logits hold NaN or infinity: the network diverged, or its input was NaN")
 
 
 def _entropy(log_probability: Tensor) -> Tensor:
@@ -180,7 +187,8 @@ class Readout:
             bins; the entropy is that of the heatmap (with its "not visible" class) plus that of each softmax at the pixel.
 
         Raises:
-            ValueError: NaN in the maps, or a camera none of whose rays meets the lift's planes.
+            ValueError: NaN or infinity in the maps or in what is read from them, or a camera none of whose rays meets the
+                lift's planes.
         """
         with torch.autocast(maps.heat.device.type, enabled=False):  # bf16 matrix products would move points by millimetres
             return self._decode(maps, camera, pixels)
@@ -188,9 +196,12 @@ class Readout:
     def _decode(self, maps, camera: Camera, pixels: Tensor | None) -> Actions:
         heat = maps.heat.float()
         grid = heat.shape[-2:]
+        _check_numbers(heat, maps.outside)
+        reachable = self._reachable(heat, maps, camera)
         if pixels is None:
-            pixels = self._pixels(self._reachable(heat, maps, camera), maps)
+            pixels = self._pixels(reachable, maps)
         read = maps.read(pixels)
+        _check_numbers(read.z, read.gripper, *(() if read.rotation is None else (read.rotation,)))
         z = self.spec.z.decode(read.z)
         if maps.origin is not None:
             z = z + maps.origin[:, None]

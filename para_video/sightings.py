@@ -39,8 +39,8 @@ STEP_PX = 4.0
 FOLLOWED = 0.6
 """Least correlation with the hand's mean picture at which a frame counts."""
 TOLERANCE = {"lag": 0.25, "scale": 0.035, "roll": math.radians(1.5)}
-"""Standard errors (frames, of the logarithm, radians) above which motion does not tell them: half of what `para_video.doctor` takes
-for a fault."""
+"""Standard errors (frames, of the logarithm, radians) above which motion does not tell them; `para_video.doctor` takes twice as
+much for a fault."""
 
 
 @dataclass(frozen=True)

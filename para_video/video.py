@@ -6,6 +6,7 @@ Frames are RGB uint8. Whatever is wrong with a file, the error is a `VideoError`
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ except ImportError:  # optional: wheels exist for few platforms
     decord = None
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+UNINDEXED = (".avi", ".mkv", ".webm")
+"""Of these, which open as if nothing were missing when their end is: only reading to the end tells."""
+MISSING_S = 1.0
+"""Seconds that may be missing at the end of a file that tells its duration, but not how many frames it has: how long the last one
+lasts is not told either."""
 
 
 class VideoError(ValueError):
@@ -53,7 +59,10 @@ def read_video(path: str | Path, indices: Sequence[int] | None = None, *, decode
         raise ValueError(f"read_video: no indices for {path}; pass None for all frames")
     path = _existing(path)
     wanted = None if indices is None else [int(i) for i in indices]
-    if _choose(decoder) == "pyav":
+    decoder_used = _choose(decoder)
+    if wanted is None:
+        _check_whole(path)
+    if decoder_used == "pyav":
         return _read_pyav(path, wanted)
     try:
         return _read_decord(path, wanted)
@@ -170,11 +179,10 @@ def count_frames(path: str | Path) -> int:
         VideoError: as `read_video`.
     """
     path = _existing(path)
-    if decord is not None:
-        return len(_open_decord(path))
-    with _open_pyav(path) as container:
-        # packets marked for discard lie outside what an edited file plays, though its header counts them
-        return sum(packet.size > 0 and not packet.is_discard for packet in container.demux(container.streams.video[0]))
+    if decord is None:
+        return _packets(path, *_version(path))
+    _check_whole(path)
+    return len(_open_decord(path))
 
 
 # -------------------------------------------------------------------- decoders
@@ -235,6 +243,48 @@ def _open_pyav(path: Path):
     return container
 
 
+def _version(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def _check_whole(path: Path) -> None:
+    """Raise VideoError where the end of a file is missing and no decoder would say so."""
+    if path.suffix.lower() in UNINDEXED:
+        _packets(path, *_version(path))
+
+
+@functools.lru_cache(maxsize=4096)  # clips are drawn from the same files again and again
+def _packets(path: Path, *version: int) -> int:
+    """Frames in a file, by its packets, of which none is decoded. Raises VideoError where the header promises more."""
+    count = discarded = 0
+    end = 0.0
+    with _open_pyav(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                # packets marked for discard lie outside what an edited file plays, though its header counts them
+                discarded += packet.is_discard
+                count += packet.size > 0 and not packet.is_discard
+                end = max(end, float(packet.pts * packet.time_base) if packet.pts is not None else 0.0)
+        except av.FFmpegError as error:
+            raise _unreadable(path, error) from error
+        if count == 0 or count + discarded < stream.frames:
+            raise _unreadable(path, f"{count} of {stream.frames} frames")
+        if end < (told := _told_seconds(stream)) - MISSING_S:
+            raise _unreadable(path, f"its last frame comes at {end:.1f} s of {told:.1f} s")
+    return count
+
+
+def _told_seconds(stream) -> float:
+    """The duration that a Matroska or WebM file tells of a stream, h:m:s; 0 where it tells none, as recordings of browsers."""
+    hours, minutes, seconds = (*stream.metadata.get("DURATION", "").split(":"), "", "")[:3]
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
+
+
 def _read_pyav(path: Path, indices: list[int] | None) -> Video:
     wanted = None if indices is None else set(indices)
     kept: dict[int, np.ndarray] = {}
@@ -246,7 +296,8 @@ def _read_pyav(path: Path, indices: list[int] | None) -> Video:
                 discarded += packet.is_discard
                 for frame in packet.decode():
                     if wanted is None or count in wanted:
-                        kept[count] = frame.to_ndarray(format="rgb24")
+                        # how the camera was held, which decord applies too
+                        kept[count] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                     count += 1
                 if wanted is not None and len(kept) == len(wanted):
                     break

@@ -33,7 +33,7 @@ from backbones.mini import MiniVideo
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, build_backbone, initialise, save_backbone
 from para_video.demos import Demo
-from para_video.features import FeatureSpec, VideoBackbone
+from para_video.features import FeatureSpec
 from para_video.figures import error_curve, label, upscale, write_picture
 from para_video.precision import autocast
 from para_video.prediction import (
@@ -148,7 +148,7 @@ def first_predictor(config: VideoConfig, accelerator: Accelerator) -> VideoPredi
         if config.options.get(option, off) != off:
             raise ValueError(f'with "{option}" a model has no generative loss to learn by: leave it out of --backbone-options')
     kind = backbone_class(config.backbone)
-    if kind.joint is VideoBackbone.joint:  # told before any weights are looked for
+    if not kind.generates():  # told before any weights are looked for
         raise ValueError(f"{kind.__name__} has no generative loss (spec.generative is False); choose another backbone")
     torch.manual_seed(config.seed)
     backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))

@@ -58,7 +58,7 @@ NOISY = {"tap": "middle", "level": 0.6, "denoising_steps": 2}
 """Another place to read `mini` at."""
 
 ENTRIES = [*SMALL, *TINY]
-GENERATORS = [name for name in ENTRIES if backbone_class(name).joint is not VideoBackbone.joint]
+GENERATORS = [name for name in ENTRIES if backbone_class(name).generates()]
 every_backbone = pytest.mark.parametrize("name", ENTRIES)
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 

@@ -65,11 +65,28 @@ def test_targets_are_the_demos_future_and_clips_its_past() -> None:
 
 
 def test_nothing_is_taught_of_what_follows_the_end() -> None:
-    data = batches()
-    assert data.steps == [(0, k) for k in range(11)], "of 12 steps, the last one sees no whole stride of 2"
-    targets = data.gather([(0, 6), (0, 7), (0, 10)]).targets
-    for mask in (targets.labelled, targets.position_mask, targets.gripper_mask, targets.rotation_mask):
-        assert mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+    """The last of 12 steps sees no whole stride of 2; where it sends the gripper, its command tells alone, and how it turns
+    nothing."""
+    demo = painted_demo()
+    steps, line = [(0, 5), (0, 6), (0, 9)], np.diff(demo.positions, axis=0)
+    for moves, most, known in ((None, 11, [3, 2, 1]), (np.concatenate([line, line[-1:]]), 12, [3, 3, 1])):
+        data = DemoBatches([replace(demo, moves=moves)], chunk=3, stride=2, batch_size=4)
+        assert data.steps == [(0, k) for k in range(most - 1)]
+        targets = data.gather(steps).targets
+        for mask in (targets.labelled, targets.position_mask, targets.gripper_mask):
+            assert mask.sum(-1).tolist() == known and mask[:, 0].all()
+        assert targets.rotation_mask.sum(-1).tolist() == [3, 2, 1]
+        ahead = targets.positions - torch.from_numpy(demo.positions[[k for _, k in steps]])[:, None]
+        even = torch.tensor([2.0, 4, 6])[:, None] * torch.from_numpy(line.mean(0))
+        torch.testing.assert_close(ahead[targets.position_mask], even.expand(3, 3, 3)[targets.position_mask], atol=1e-5, rtol=0)
+
+
+def test_a_camera_of_double_precision_is_taken_and_frames_of_two_sizes_are_refused() -> None:
+    demo = painted_demo()
+    double = DemoBatches([replace(demo, camera=demo.camera.to(torch.float64))], chunk=3, stride=2, batch_size=4)
+    same(double[0], batches()[0])
+    with pytest.raises(ValueError, match=r"frames of \[\(32, 64\), \(64, 64\)\]"):
+        DemoBatches([demo, replace(demo, frames=demo.frames[:, :32])], chunk=3, stride=2, batch_size=4)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -305,6 +305,12 @@ def test_impossible_cameras_are_refused_with_a_remedy(down: Camera) -> None:
         Camera(K, torch.diag(tensor([-1, 1, 1, 1])) @ pose)
     with pytest.raises(ValueError, match="transposed"):
         Camera(K, moved.mT.contiguous())
+    for wrong in (K.mT.contiguous(), 2 * K):
+        with pytest.raises(ValueError, match="intrinsics must be 0 below the diagonal and end in 1.*transposed or scaled"):
+            Camera(wrong, pose)
+    for wrong in (K.float(), K.long()):
+        with pytest.raises(ValueError, match=f"of one floating type, got {wrong.dtype} and torch.float64"):
+            Camera(wrong, pose)
     with pytest.raises(ValueError, match="rigid motion"):
         Camera(K, torch.full_like(pose, torch.nan))
     with pytest.raises(ValueError, match=r"focal lengths must be finite and positive.*-50"):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from para_video import demos as demos_module
 from para_video.camera import Camera
 from para_video.demos import (
-    EVALUATION_SEED,
+    TUNING_SEED,
     DemoSet,
     Plan,
     cache_name,
@@ -122,7 +122,7 @@ def test_an_expert_that_always_fails_is_an_error(env: MetaWorldEnv) -> None:
         record_demos(env, Plan(1, limit=2))
 
 
-@pytest.mark.parametrize("seed", [-1, EVALUATION_SEED])
+@pytest.mark.parametrize("seed", [-1, TUNING_SEED])
 def test_demo_seeds_stay_clear_of_evaluation_seeds(env: MetaWorldEnv, seed: int) -> None:
     with pytest.raises(ValueError, match="first_seed"):
         record_demos(env, Plan(1, first_seed=seed))

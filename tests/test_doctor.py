@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from para_video.camera import Camera
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos, save_demos
+from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, record_demos, save_demos
 from para_video.doctor import DoctorConfig, check_demos, check_env, colour_order, main
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.shifts import Shift, ShiftedEnv
@@ -110,7 +110,7 @@ def zoomed(camera: Camera, factor: float) -> Camera:
         ("not finite", with_nan),
         ("position jump", with_jump),
         ("rotations", lambda demo: replace(demo, rotations=1.1 * demo.rotations)),
-        ("evaluation seeds", lambda demo: replace(demo, seed=EVALUATION_SEED + demo.seed)),
+        ("evaluation seeds", lambda demo: replace(demo, seed=TUNING_SEED + demo.seed)),
     ],
 )
 def test_a_corruption_is_caught_by_its_check(clean: DemoSet, name: str, corrupt: Callable[[Demo], Demo]) -> None:

@@ -1,6 +1,8 @@
 """Features computed once: the same as computed anew, found again, and never taken for others."""
 
+import importlib
 import io
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +115,7 @@ def test_a_key_differs_whenever_the_features_would():
     policy, hides, batches = make_policy(), make_policy(), make_batches()
     hides.hand = Hand()
     one = batches.demos[1]
-    camera = replace(one.camera, intrinsics=1.1 * one.camera.intrinsics)
+    camera = replace(one.camera, intrinsics=torch.diag(torch.tensor([1.1, 1.1, 1])) @ one.camera.intrinsics)
     others = []
     for change in ({"frames": 255 - one.frames}, {"moves": 0 * one.positions}, {"rotations": -one.rotations}, {"camera": camera}):
         others.append(make_batches())
@@ -133,6 +135,23 @@ def test_a_key_differs_whenever_the_features_would():
         cache_key(hides, make_batches(), 1, 32),
     ]
     assert len(set(keys)) == len(keys) and cache_key(make_policy(), make_batches(), 1, 32) == keys[0]
+
+
+def test_a_key_tells_the_code_of_a_backbone(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    keys = []
+    for module, factor in (("once", 1), ("twice", 1), ("once", 2)):
+        (tmp_path / f"{module}.py").write_text(
+            f"from backbones.mini import MiniVideo\nclass Own(MiniVideo):\n    factor = {factor}\n"
+        )
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        importlib.invalidate_caches()
+        torch.manual_seed(0)
+        backbone = importlib.import_module(module).Own(width=8, channels=8, depth=1)
+        assert backbone.factor == factor
+        keys.append(cache_key(VideoPolicy(backbone, torch.nn.Identity(), (1.0,), frozen=True), make_batches(), 1, 32))
+    assert len(set(keys)) == 3
 
 
 def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():

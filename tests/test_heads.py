@@ -322,8 +322,6 @@ def test_a_head_reads_heatmaps_as_one_path_where_asked() -> None:
     features, state = make_features(4), make_state(4)
     with torch.no_grad():
         alone, along = (make_head(path_px=px).predict(features, Query(TIMES, SIZE), state).pixels for px in (0.0, 2.0))
-        path = make_head(path_px=1e6).predict(features, Query(TIMES, SIZE), state).pixels
-    torch.testing.assert_close(path, alone)  # a path may bend as it likes
     bend = lambda pixels: (pixels[:, 1] - 2 * pixels[:, 0] + state.pixel()).norm(dim=-1).sum()  # noqa: E731
     assert bend(along) < bend(alone)
 

@@ -279,6 +279,15 @@ def test_few_bins_are_not_counted_twice(circular: bool) -> None:
     torch.testing.assert_close(bins.decode(logits), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+def test_few_circular_bins_lean_to_neither_side(count: int) -> None:
+    bins = Bins(-math.pi, math.pi, count, circular=True)
+    centres = bins.low + bins.width * (torch.arange(count) + 0.5)
+    torch.testing.assert_close(bins.decode(bins.targets(centres).log()), centres)
+    with pytest.raises(ValueError, match="count >= 3"):
+        Bins(-math.pi, math.pi, 2, circular=True)
+
+
 def test_bins_are_differentiable() -> None:
     bins = Bins(0.0, 1.0, 8)
     assert torch.autograd.gradcheck(bins.targets, uniform(4, low=0.1, high=0.9).double().requires_grad_())

@@ -1,6 +1,7 @@
 """The programs in docs/own.md do what it says."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_a_policy_acts_on_the_observation() -> None:
     for wrong in ((pose[:3, 3], 1.0), (pose, 5.0)):
         with pytest.raises(ValueError, match=r"end_effector \(4, 4\) and gripper_opening in \[0, 1\], got"):
             policy.act(names["observe"](frames, *wrong))
+    for wrong_pose in (2 * pose, 0 * pose, pose * float("nan")):
+        with pytest.raises(ValueError, match="end_effector must be a finite rigid motion"):
+            policy.act(names["observe"](frames, wrong_pose, 1.0))
+    observed = names["observe"](frames, pose, 1.0)
+    view = observed.views["main"]
+    double = replace(observed, views={"main": replace(view, camera=view.camera.to(torch.float64))})
+    assert torch.equal(policy.act(double).positions, policy.act(observed).positions)
 
 
 def test_a_demonstration_set_is_written_and_read(tmp_path: Path) -> None:

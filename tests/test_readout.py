@@ -1,5 +1,6 @@
 """The read-out: lifts, rotations, gripper values and probabilities, by hand and by brute force."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -229,6 +230,13 @@ def test_rotations_are_differentiable() -> None:
     assert torch.autograd.gradcheck(lambda a: euler_from_matrix(matrix_from_euler(a)), angles)
 
 
+def test_all_quarter_turns_come_back_from_their_angles() -> None:
+    """Also those at the ends of y, which are told only up to one turn."""
+    quarter = torch.tensor(list(itertools.product(range(4), repeat=3))) * (math.pi / 2)
+    turned = matrix_from_euler(quarter)
+    torch.testing.assert_close(matrix_from_euler(euler_from_matrix(turned)), turned, atol=1e-5, rtol=0)
+
+
 def test_angles_are_those_of_the_declared_frame() -> None:
     """A gripper that points down lies at the wrap of x in the world, and at zero in a frame that points down."""
     down = torch.tensor(DOWN)
@@ -321,12 +329,25 @@ def test_certain_maps_have_no_entropy_and_flat_ones_the_most() -> None:
     assert points.shape == (1, 1, 3)
 
 
+@pytest.mark.parametrize("part", ["heat", "outside", "z", "gripper", "rotation"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("given", [False, True])
+def test_logits_that_are_no_numbers_are_refused(part: str, value: float, given: bool) -> None:
+    spec = replace(HEIGHT, rotation_bins=12)
+    read = {"z": torch.zeros(1, 1, 32), "gripper": torch.zeros(1, 1, 2), "rotation": torch.zeros(1, 1, 3, 12)}
+    maps = {"heat": torch.zeros(1, 1, GRID, GRID), "outside": torch.zeros(1, 1)}
+    ({**maps, **read})[part].flatten()[0] = value
+    pixels = torch.full((1, 1, 2), 30.0) if given else None
+    with pytest.raises(ValueError, match="logits hold NaN or infinity"):
+        Readout(spec).decode(GivenMaps(**maps, logits=PixelLogits(**read)), camera(), pixels=pixels)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lift": "plane"}, "unknown lift 'plane'; choose 'height' or 'depth'"),
         ({"gripper_bins": 1}, "gripper_bins 1 must be >= 2"),
-        ({"rotation_bins": 1}, "rotation_bins 1 0 or >= 2"),
+        ({"rotation_bins": 1}, "rotation_bins 1 0 or >= 3"),
         ({"rotation_bins": -3}, "rotation_bins -3"),
     ],
 )

@@ -23,7 +23,7 @@ from finetune import robot
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation
 from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, Plan, record_demos
+from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.hand import Hand
 from para_video.motion import MotionVideos
 from para_video.prediction import VideoPredictor
@@ -329,6 +329,7 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
             "horizon 8; this backbone predicts 0 to 6 future frames",
         ),
         ("dinov2", {"train": "joint"}, "no generative loss for --train joint"),
+        ("dinov2", {"train": "joint", "backbone_options": '{"source": "no/such/folder"}'}, "no generative loss for --train joint"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
         ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "there is no folder no/such/folder"),
@@ -455,7 +456,7 @@ def test_circles_names_what_is_wrong_with_its_options(options):
     [
         ({"task": "push-v3"}, "shows 'push-v3'.*evaluation is of 'reach-v3'"),
         ({"frames": np.zeros((2, 32, 32, 3), np.uint8)}, r"\(32, 32\) px.*\(64, 64\) px"),
-        ({"seed": EVALUATION_SEED}, f"seed {EVALUATION_SEED} is one of the evaluation's"),
+        ({"seed": TUNING_SEED}, f"seed {TUNING_SEED} is one of tuning and evaluation"),
         ({"camera": robot.RobotConfig(zoom=1.5).camera.camera(64)}, r"focal length 115.9 px\) than policies act with \(77.3 px"),
         ({"camera": replace(robot.TRAINING_CAMERA, azimuth_deg=100.0).camera(64)}, "by another camera, at .*TRAINING_CAMERA"),
     ],

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import struct
 import wave
 from pathlib import Path
 
@@ -86,6 +87,48 @@ def test_truncated_files_are_named(tmp_path: Path, decoder: str, index: str):
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(VideoError, match=r"cut\.mp4.*truncated"):
         read_video(cut, decoder=decoder)
+
+
+def encoded(path: Path, frames: np.ndarray, codec: str) -> None:
+    """Ten frames a second in the container that the name says."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("suffix", "codec"), [(".avi", "mpeg4"), (".mkv", "libx264"), (".webm", "libvpx-vp9")])
+def test_files_that_open_without_their_end_are_named(tmp_path: Path, decoder: str, suffix: str, codec: str, monkeypatch):
+    if decoder == "pyav":
+        monkeypatch.setattr("para_video.video.decord", None)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 64, 96, 3), dtype=np.uint8)
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    encoded(whole, noise, codec)
+    assert count_frames(whole) == len(read_video(whole).frames) == 40
+    cut.write_bytes(whole.read_bytes()[: int(0.6 * whole.stat().st_size)])
+    for read in (count_frames, read_video, lambda path: sample_clip(path, np.random.default_rng(0), 2, 32)):
+        with pytest.raises(VideoError, match=rf"cut\{suffix} cannot be decoded.*truncated"):
+            read(cut)
+    assert len(read_video(cut, [0, 5]).frames) == 2, "what is there can be asked for"
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_camera_that_was_held_sideways_gives_upright_frames(tmp_path: Path, decoder: str, turns: int):
+    """Phones write how they were held, a quarter turn clockwise at a time, into the track header's matrix (ISO 14496-12, 8.3.2)."""
+    write_video(tmp_path / "plain.mp4", moving_square(height=64, width=96))
+    plain, data = read_video(tmp_path / "plain.mp4", decoder=decoder).frames, bytearray((tmp_path / "plain.mp4").read_bytes())
+    cos, sin = ((0, 1), (-1, 0), (0, -1))[turns - 1]
+    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    turned = read_video(tmp_path / "turned.mp4", decoder=decoder).frames
+    assert turned.shape == np.rot90(plain, -turns, (1, 2)).shape
+    assert np.abs(turned.astype(int) - np.rot90(plain, -turns, (1, 2))).mean() < 3  # colours are scaled before or after the turn
 
 
 def test_a_cut_file_still_gives_the_frames_before_the_cut(tmp_path: Path):

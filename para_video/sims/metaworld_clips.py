@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from para_video.demos import EVALUATION_SEED, Demo, DemoSet, cache_folder, cache_name, recorded_once
+from para_video.demos import TUNING_SEED, Demo, DemoSet, cache_folder, cache_name, recorded_once
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv
 
@@ -55,8 +55,8 @@ class ClipPlan:
     def __post_init__(self) -> None:
         if self.count < 1 or self.frames < 2 or self.stride < 1 or not 0 <= self.disturbed + self.random <= 1:
             raise ValueError(f"a plan wants count and stride >= 1, frames >= 2, shares that sum to at most 1; got {self}")
-        if not 0 <= self.first_seed <= EVALUATION_SEED - self.count:
-            raise ValueError(f"seeds {self.first_seed} and {self.count - 1} more must lie in [0, {EVALUATION_SEED})")
+        if not 0 <= self.first_seed <= TUNING_SEED - self.count:
+            raise ValueError(f"seeds {self.first_seed} and {self.count - 1} more must lie in [0, {TUNING_SEED})")
 
 
 def record_clips(env: MetaWorldEnv, plan: ClipPlan, *, on_episode: Callable[[], None] | None = None) -> DemoSet:
