@@ -19,9 +19,8 @@ REQUIRES = [
     "matplotlib>=3.9",
     "pillow>=10.1",
     "scikit-image>=0.24",
-    "scipy>=1.11",
+    "scipy>=1.15",
     "av>=12",
-    "pyarrow>=16",
     "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",
 ]
 

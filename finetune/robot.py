@@ -16,7 +16,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -534,11 +534,20 @@ def train(
         batches, prepared = training_batches(config, policy, demos, spec, features or cache_folder().with_name("features"))
     fit_config = FitConfig(config.steps, rate, config.backbone_learning_rate, seed=config.seed, optimizer=OPTIMIZERS[kind])
     result = fit(policy, batches, fit_config, folder=folder, resume=config.resume, label=name, accelerator=accelerator)
-    cost = {"steps": result.steps, "seconds": result.seconds + prepared, "learning_rate": rate, "optimizer": OPTIMIZERS[kind]}
+    cost = {
+        "steps": result.steps, "seconds": result.seconds + prepared, "learning_rate": rate, "optimizer": OPTIMIZERS[kind],
+        "precision": result.precision,
+    }  # fmt: skip
     if accelerator.is_main_process:
         save_policy(policy, spec, folder, {"made_by": "finetune/robot.py", "task": config.task, "demos": config.demos, **cost})
         write_atomically(notes, json.dumps(cost).encode())
     return policy, cost
+
+
+def trained_in(costs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The precision that policies were trained in, as `versions` has it of acting; nothing where an older training did not say."""
+    told = {part for cost in costs for part in cost.get("precision", "").split("+")} - {""}
+    return {"precision": "+".join(sorted(told))} if told else {}
 
 
 def actor(name: str, policy: VideoPolicy) -> Policy:
@@ -683,7 +692,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
         "config": plain_settings(config),
         "schedule": asdict(DEFAULT_SCHEDULE),
-        "versions": versions(),
+        "versions": versions() | trained_in(policies.values()),
     }
 
     def write() -> None:

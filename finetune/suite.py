@@ -191,7 +191,7 @@ class PolicyJob:
                     "trained_on": self.name, "steps": cost["steps"], "batch_size": config.batch_size, "horizon": horizon,
                     "seconds": round(cost["seconds"], 1), "act_seconds": round((time.perf_counter() - begun) / len(seeds), 3),
                 }  # fmt: skip
-                keep(suite, wanted, config, self.policy, measured, spent)
+                keep(suite, wanted, config, self.policy, measured, spent, versions() | robot.trained_in([cost]))
 
 
 @dataclass
@@ -214,16 +214,18 @@ class ReferenceJob:
             asked = replace(self.config, episodes=_episodes(wanted))
             measured, _ = robot.bounds(asked, demos, spec, Shift.parse(view), horizon)
             for name, cell in measured.items():
-                keep(suite, wanted, self.config, name, cell, {"trained_on": self.name, "horizon": horizon})
+                keep(suite, wanted, self.config, name, cell, {"trained_on": self.name, "horizon": horizon}, versions())
 
 
-def keep(suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row) -> None:
+def keep(
+    suite: Suite, wanted: Iterable[Wanted], config: RobotConfig, policy: str, measured: Cell, spent: Row, made_with: Row
+) -> None:
     """Add what was measured to every experiment that asked, each as many episodes as it wanted."""
     won, held = digits(each.succeeded for each in measured.episodes), digits(each.held for each in measured.episodes)
     for cell in wanted:
         key = dict(zip(KEY, (cell.arm, config.task, config.demos, config.seed, policy, cell.view), strict=True))
         episodes = {"succeeded": won[: cell.episodes], "held": held[: cell.episodes]}
-        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": versions()}
+        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": made_with}
         suite.rows(cell.experiment).add({**key, **episodes, **spent, **made})
 
 

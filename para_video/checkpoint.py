@@ -58,6 +58,16 @@ class PolicySpec:
     head_options: Mapping[str, Any] = field(default_factory=dict)
     hand: Hand | None = None
 
+    def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {
+            "backbone": str, "head": str, "times": tuple, "context": int, "size": tuple | None, "schedule": Schedule,
+            "backbone_options": Mapping, "head_options": Mapping, "hand": Hand | None,
+        }  # fmt: skip
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        if wrong or not self.times or not all(isinstance(time, int | float) for time in self.times) or self.context < 1:
+            told = {name: getattr(self, name) for name in wrong or ("times", "context")}
+            raise ValueError(f"a policy wants times, at least one, context >= 1, and import strings as text; got {told}")
+
     def build(self, *, trusted: Sequence[str] = (), frozen: bool = False, backbone: VideoBackbone | None = None) -> VideoPolicy:
         """The policy with fresh weights, drawn from torch's random state, but for those that its backbone has from a source.
 
@@ -67,12 +77,16 @@ class PolicySpec:
             backbone: one that `build_backbone` made of this spec's options, to be the policy's.
 
         Raises:
-            ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head; or as of
-                `build_backbone`.
+            ValueError: an import string that is not trusted, cannot be imported, or leads to no backbone or head; options that the
+                head does not take; or as of `build_backbone`.
         """
         if backbone is None:
             backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
-        head = _import(self.head, ActionHead, trusted)(backbone.spec.channels, **self.head_options)
+        kind: Any = _import(self.head, ActionHead, trusted)
+        try:
+            head = kind(backbone.spec.channels, **self.head_options)
+        except TypeError as error:
+            raise ValueError(f"{self.head} cannot be built with the options {sorted(self.head_options)}: {error}") from error
         height, width = self.size or (None, None)
         return VideoPolicy(backbone, head, self.times, frozen=frozen, clip_shape=(self.context, height, width), hand=self.hand)
 
@@ -280,14 +294,16 @@ def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[f
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
     try:
         config = json.loads(path.read_text())
-        if config["format"] > FORMAT:
-            raise ValueError(f"{path} has format {config['format']}, this version reads up to {FORMAT}; update para_video")
-        spec = _rich(config["policy"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        newer = config["format"] > FORMAT
+        spec = None if newer else _rich(config["policy"])
+        text, frozen = config.get("told"), config.get("frozen", False)
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not isinstance(spec, PolicySpec):
+    if newer:
+        raise ValueError(f"{path} has format {config['format']}, this version reads up to {FORMAT}; update para_video")
+    if not (isinstance(spec, PolicySpec) and isinstance(frozen, bool) and isinstance(text, dict | None)):
         raise ValueError(f"{path} describes no policy")
-    return spec, config.get("origin"), config.get("told"), config.get("frozen", False)
+    return spec, config.get("origin"), text, frozen
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -242,14 +242,14 @@ class FutureScore:
 class GripperFrames(Dataset):
     """Item i is the batch of training step i: single frames of episodes, and the pixel of the gripper."""
 
-    def __init__(self, episodes: Sequence[Demo], *, batch_size: int, seed: int = 0, length: int = 2**31) -> None:
-        self.episodes, self.batch_size, self.seed, self.length = list(episodes), batch_size, seed, length
+    def __init__(self, episodes: Sequence[Demo], *, batch_size: int, seed: int = 0, rank: int = 0, length: int = 2**31) -> None:
+        self.episodes, self.batch_size, self.seed, self.rank, self.length = list(episodes), batch_size, seed, rank, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng((self.seed, step))
+        rng = np.random.default_rng((self.seed, step, self.rank))
         chosen = [self.episodes[i] for i in rng.integers(len(self.episodes), size=self.batch_size)]
         rows = [int(rng.integers(len(episode))) for episode in chosen]
         frames = np.stack([episode.frames[k] for episode, k in zip(chosen, rows, strict=True)])

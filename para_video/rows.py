@@ -27,10 +27,15 @@ class Rows:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], key: Sequence[str]) -> None:
         self.path, self.settings, self.key = path, json.loads(json.dumps(settings)), tuple(key)
-        kept, now = self._read()[0], self.settings
+        self._same_settings()
+
+    def _same_settings(self) -> list[Row]:
+        """The rows, if they are of these settings."""
+        (kept, rows), now = self._read(), self.settings
         if kept is not None and kept != now:
             differ = [f"{k} was {kept.get(k)} and is {now.get(k)}" for k in sorted(kept | now) if kept.get(k) != now.get(k)]
-            raise ValueError(f"{path} holds rows of other settings ({', '.join(differ)}): use the same ones, or another file")
+            raise ValueError(f"{self.path} holds rows of other settings ({', '.join(differ)}): use the same ones, or another file")
+        return rows
 
     def _read(self) -> tuple[dict[str, Any] | None, list[Row]]:
         if not self.path.is_file():
@@ -46,9 +51,13 @@ class Rows:
         return [row for row in self._read()[1] if all(row[name] == value for name, value in key.items())]
 
     def add(self, row: Row) -> None:
-        """Keep a row, in place of one with the same key."""
+        """Keep a row, in place of one with the same key.
+
+        Raises:
+            ValueError: as of the constructor; another process may have begun the file since.
+        """
         with FileLock(self.path.with_name(self.path.name + ".lock")):
-            others = [old for old in self._read()[1] if any(old[name] != row[name] for name in self.key)]
+            others = [old for old in self._same_settings() if any(old[name] != row[name] for name in self.key)]
             lines = ",\n".join(json.dumps(each) for each in [*others, row])  # a line each, so that a diff shows what is new
             write_atomically(self.path, f'{{"settings": {json.dumps(self.settings)},\n"rows": [\n{lines}\n]}}\n'.encode())
 

@@ -16,6 +16,7 @@ import torch
 import tyro
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from para_video.agent import horizon_of
@@ -27,7 +28,7 @@ from para_video.training import write_atomically
 RUNS = Path("runs")
 RESUME = "the same options and --resume --out FOLDER"
 """How a user goes on after an interrupt of a script with an `output_folder`."""
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
 SOURCE = "source_weights"
 """There: the fingerprint of the weights that the backbone has from its source."""
 C = TypeVar("C")
@@ -59,14 +60,14 @@ def _command() -> str:
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
-    """A folder to write to, the same in every process.
+    """A folder to write to, the same in every process, and no other run's while this one lives.
 
     Args:
         wanted: the user's choice; None for the first free of runs/name, runs/name-2, ... name: of the kind of run.
         resume: whether to go on in a folder that has content. A folder that holds settings alone is a start that failed, and free.
 
     Raises:
-        FileExistsError: the chosen folder has content and resume is off; nothing is touched.
+        FileExistsError: the chosen folder has content and resume is off, or another run writes to it; nothing is touched.
         ValueError: resume without a folder, or one where there is nothing to resume.
     """
     if resume:
@@ -74,25 +75,44 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
             raise ValueError(
                 f"--resume needs --out with the folder of the interrupted run, where {SETTINGS_FILE} lies; got {wanted}"
             )
+        if accelerator.is_main_process and not _taken(wanted):
+            raise FileExistsError(f"another run writes to {wanted}: wait until it has ended, or choose another --out")
         return wanted
     chosen = [wanted]
     if wanted is None and accelerator.is_main_process:
         number = 1
-        while not _free(folder := RUNS / (name if number == 1 else f"{name}-{number}")):
+        while not (_free(folder := RUNS / (name if number == 1 else f"{name}-{number}")) and _taken(folder)):
             number += 1
         chosen = [folder]
     folder = broadcast_object_list(chosen)[0]
     if accelerator.is_main_process:
-        if not _free(folder):
+        if not (_free(folder) and _taken(folder)):
             raise FileExistsError(f"{folder} exists already: add --resume to go on with it, or choose another --out")
         (folder / SETTINGS_FILE).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()
     return folder
 
 
 def _free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and all(path.name == SETTINGS_FILE for path in folder.iterdir()))
+    unfinished = (SETTINGS_FILE, LOCK_FILE)
+    return not folder.exists() or (folder.is_dir() and all(path.name in unfinished for path in folder.iterdir()))
+
+
+_LOCKS: dict[Path, FileLock] = {}
+"""Of the folders that this process writes to, until it ends."""
+
+
+def _taken(folder: Path) -> bool:
+    """Make a folder, where there is none, this process's own. False where it is another's."""
+    if (key := folder.resolve()) not in _LOCKS:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(key / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        _LOCKS[key] = lock
+    return True
 
 
 def plain_settings(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 DRAWS = 10_000
 Z_95 = 1.959964
+NO_TASKS = "a mean over no tasks; pass at least one table of outcomes"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Estimate:
     high: float
 
 
-def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a proportion; z = 1.959964 is 95 %.
 
     Raises:
@@ -42,19 +43,29 @@ def wilson_interval(successes: int, n: int, z: float = Z_95) -> tuple[float, flo
 def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
     """Success over tasks, all of which count alike.
 
-    The interval is Wilson's for one task and one training seed, else `bootstrap`'s, as also for outcomes between 0 and 1. Where
-    every episode failed, or every one succeeded, a bootstrap has no width, and the interval is Wilson's of as many episodes as
-    differ, which training seeds share.
+    A task's interval is Wilson's for one training seed, else `bootstrap`'s, as also for outcomes between 0 and 1; where all its
+    episodes went alike, of which a bootstrap makes no width, Wilson's of as many episodes as differ, which training seeds share.
+    The distances of these from their rates add up to the mean's as those of independent errors do (Zou and Donner 2008,
+    "Construction of confidence limits about effect measures").
 
     Args:
         tasks: outcomes (r, n) of each task, in [0, 1]. seed: of the bootstrap.
     """
-    tables = [_table(task) for task in tasks]
-    episodes = np.concatenate([table.mean(0) for table in tables])
-    alone, kinds = len(tables) == 1 and len(tables[0]) == 1, set(episodes.tolist())
-    if kinds <= {0.0, 1.0} and (alone or len(kinds) == 1):
-        return Estimate(float(episodes.mean()), *wilson_interval(int(episodes.sum()), len(episodes)))
-    return bootstrap(tables, seed)
+    if not tasks:
+        raise ValueError(NO_TASKS)
+    found = [_task_rate(_table(task), seed) for task in tasks]
+    mean = sum(each.mean for each in found) / len(found)
+    below = math.hypot(*(each.mean - each.low for each in found)) / len(found)
+    above = math.hypot(*(each.high - each.mean for each in found)) / len(found)
+    return Estimate(mean, max(0.0, mean - below), min(1.0, mean + above))
+
+
+def _task_rate(table: NDArray[np.float64], seed: int) -> Estimate:
+    episodes = table.mean(0)
+    kinds = set(table.flat)
+    if len(kinds) == 1 or (len(table) == 1 and kinds <= {0.0, 1.0}):
+        return Estimate(float(episodes.mean()), *wilson_interval(float(episodes.sum()), len(episodes)))
+    return bootstrap([table], seed)
 
 
 def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: int = 0) -> Estimate:
@@ -82,7 +93,7 @@ def bootstrap(tasks: Sequence[ArrayLike], seed: int = 0, draws: int = DRAWS) -> 
     rng = np.random.default_rng(seed)
     tables = [_table(task) for task in tasks]
     if not tables:
-        raise ValueError("a mean over no tasks; pass at least one table of outcomes")
+        raise ValueError(NO_TASKS)
     drawn = np.zeros(draws)
     for table in tables:
         r, n = table.shape

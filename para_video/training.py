@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from para_video.optim import Muon
 from para_video.precision import bf16_pays
 
 STATE_FILE = "training.safetensors"
+FREE = ("save_every", "workers")
+"""Of `FitConfig`: what a resumed training may change, since weights do not depend on it."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt(3)."""
 T = TypeVar("T")
@@ -68,20 +70,24 @@ class FitConfig:
     optimizer: Literal["muon", "adamw"] = "muon"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 <= self.ema < 1 or not 0 <= self.balance < 1 or self.learning_rate <= 0:
+        counted = min(self.steps, self.save_every) >= 1 and self.workers >= 0
+        if not counted or not 0 <= self.ema < 1 or not 0 <= self.balance < 1 or not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                f"steps must be >= 1, learning_rate > 0, ema and balance in [0, 1); got steps {self.steps}, "
-                f"learning_rate {self.learning_rate}, ema {self.ema}, balance {self.balance}"
+                f"steps and save_every must be >= 1, workers >= 0, learning_rate > 0, ema and balance in [0, 1); got steps "
+                f"{self.steps}, save_every {self.save_every}, workers {self.workers}, learning_rate {self.learning_rate}, ema "
+                f"{self.ema}, balance {self.balance}"
             )
 
 
 @dataclass
 class FitResult:
-    """What training did: optimiser steps, wall-clock seconds (those before a resume included), and the losses by step."""
+    """What training did: optimiser steps, wall-clock seconds (those before a resume included), the losses by step, and what it was
+    calculated in: "bf16", "float32", or both, joined by "+", where a resume was on another machine."""
 
     steps: int
     seconds: float
     losses: list[dict[str, float]] = field(default_factory=list)
+    precision: str = ""
 
 
 class LossBalance:
@@ -128,8 +134,11 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
 def make_accelerator(precision: Precision = "auto") -> Accelerator:
     """Accelerate's defaults, in a precision as of `FitConfig`; parts of a policy may go without gradient (z bins on circles)."""
     AcceleratorState._reset_state()  # else a second training in one process could not choose another precision
-    mixed = ("bf16" if bf16_pays(PartialState().device.type) else "no") if precision == "auto" else precision
-    return Accelerator(mixed_precision=mixed, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    # unless it is told, accelerate has each of several processes on a machine without a GPU train alone
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    mixed = ("bf16" if bf16_pays(PartialState(cpu=cpu).device.type) else "no") if precision == "auto" else precision
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
 
 
 def check_precision(module: nn.Module) -> None:
@@ -170,8 +179,8 @@ def fit(
 
     Raises:
         ValueError: the state in `folder` belongs to other settings or another network, or is damaged; or as of `check_precision`.
-        FloatingPointError: a loss is not finite.
-        KeyboardInterrupt: the user's.
+        FloatingPointError: a loss or its gradient is not finite.
+        KeyboardInterrupt: the user's, in whichever process.
     """
     check_precision(policy)
     _keep_freed_memory()
@@ -183,6 +192,9 @@ def fit(
     run = _Run(config, policy, optimizers, average, LossBalance(config.balance), FitResult(0, 0.0))
     if state_path and resume and state_path.exists():
         run.load(state_path)
+    begun_in, now = run.result.precision, "bf16" if accelerator.mixed_precision == "bf16" else "float32"
+    if run.result.steps < config.steps:
+        run.result.precision = "+".join(sorted({*begun_in.split("+"), now} - {""}))
     trained, *optimizers = accelerator.prepare(policy, *optimizers)
     loader = _loader(batches(config.seed, accelerator.process_index, accelerator.num_processes), run.result.steps, config)
     begun, before = time.perf_counter(), run.result.seconds
@@ -196,7 +208,8 @@ def fit(
     )
     with bar, _interrupts() as interrupts:
         if run.result.steps:
-            bar.write(f"{label}: going on from step {run.result.steps}")
+            other = "" if begun_in in ("", now) else f", in {now} what began in {begun_in}"
+            bar.write(f"{label}: going on from step {run.result.steps}{other}")
         for step, batch in zip(range(run.result.steps, config.steps), loader, strict=False):
             torch.manual_seed(hash((config.seed, step, accelerator.process_index)) % 2**63)
             losses = _step(trained, optimizers, to_device(batch, accelerator.device), run, accelerator, step)
@@ -205,14 +218,13 @@ def fit(
             if step % 10 == 0 or step + 1 == config.steps:
                 run.result.losses.append({"step": step, **losses})
                 bar.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
-            if state_path and (interrupts or (step + 1) % config.save_every == 0 or step + 1 == config.steps):
+            stop = _anywhere(bool(interrupts), accelerator)
+            if state_path and (stop or (step + 1) % config.save_every == 0 or step + 1 == config.steps):
                 if accelerator.is_main_process:
                     run.save(state_path)
-                if interrupts:
-                    raise KeyboardInterrupt(f"{label} stopped after step {step + 1}, which is saved")
                 accelerator.wait_for_everyone()
-            elif interrupts:
-                raise KeyboardInterrupt(f"{label} stopped after step {step + 1}")
+            if stop:
+                raise KeyboardInterrupt(f"{label} stopped after step {step + 1}" + ", which is saved" * bool(state_path))
     with torch.no_grad():
         for name, value in policy.named_parameters():
             if name in average:
@@ -239,6 +251,13 @@ def _interrupts() -> Iterator[list[int]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _anywhere(here: bool, accelerator: Accelerator) -> bool:
+    """Whether something is so in any process, told to all of them: one that stopped alone would leave the others waiting."""
+    if accelerator.num_processes == 1:
+        return here
+    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device), "sum") > 0)
 
 
 def _keep_freed_memory() -> None:
@@ -270,7 +289,13 @@ def make_optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Op
 
 
 def _loader(dataset: Dataset, first: int, config: FitConfig) -> Iterator:
-    return iter(DataLoader(dataset, batch_size=None, sampler=range(first, config.steps), num_workers=config.workers))
+    steps = range(first, config.steps)
+    return iter(DataLoader(dataset, batch_size=None, sampler=steps, num_workers=config.workers, worker_init_fn=_ignore_interrupts))
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Of a process that makes batches: a terminal's Ctrl-C reaches it too, while the step that waits for its batch is finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _step(
@@ -286,7 +311,9 @@ def _step(
         raise FloatingPointError(f"loss is not finite at step {step}: {named}; lower the learning rate or check the inputs for NaN")
     trained.zero_grad()
     accelerator.backward(run.balance.total(losses, named))
-    accelerator.clip_grad_norm_(trained.parameters(), run.config.clip_norm)
+    norm = accelerator.clip_grad_norm_(trained.parameters(), run.config.clip_norm)
+    if norm is not None and not math.isfinite(norm):
+        raise FloatingPointError(f"gradient is not finite at step {step}, where the loss is {named}; lower the learning rate")
     for optimizer in optimizers:
         optimizer.step()
     decay = min(run.config.ema, (1 + step) / (10 + step))
@@ -329,6 +356,7 @@ class _Run:
             "steps": self.result.steps,
             "seconds": self.result.seconds,
             "losses": self.result.losses,
+            "precision": self.result.precision,
             "balance": [self.balance.mean, self.balance.count],
         }
         tensors = {name: value.detach().contiguous() for name, value in self._tensors().items()}
@@ -341,7 +369,8 @@ class _Run:
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to train from the start") from error
-        differ = {k: (v, asdict(self.config).get(k)) for k, v in meta["config"].items() if asdict(self.config).get(k) != v}
+        now = asdict(self.config)
+        differ = {k: (v, now.get(k)) for k, v in meta["config"].items() if now.get(k) != v and k not in FREE}
         if differ:
             told = ", ".join(f"{name} was {was} and is {now}" for name, (was, now) in differ.items())
             raise ValueError(f"{path} belongs to other settings ({told}); resume with the same ones or choose another folder")
@@ -353,7 +382,7 @@ class _Run:
         with torch.no_grad():
             for name, value in live.items():
                 value.copy_(saved[name])
-        self.result = FitResult(meta["steps"], meta["seconds"], meta["losses"])
+        self.result = FitResult(meta["steps"], meta["seconds"], meta["losses"], meta.get("precision", ""))
         self.balance.mean, self.balance.count = meta["balance"]
 
     def _prime_optimizer(self, saved: dict[str, Tensor]) -> None:

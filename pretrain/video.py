@@ -247,7 +247,7 @@ def train_probe(config: VideoConfig, episodes: Sequence[Demo], out: Path, accele
     ).build()
 
     def frames(seed: int, rank: int, processes: int) -> GripperFrames:
-        return GripperFrames(episodes, batch_size=16, seed=seed)
+        return GripperFrames(episodes, batch_size=16, seed=seed, rank=rank)
 
     fit(
         probe,

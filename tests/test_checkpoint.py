@@ -95,6 +95,34 @@ def test_truncated_files_are_named(tmp_path, name):
         load_policy(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("policy", "head_options", "unheard_of"), 1),
+        (("policy", "head_options", "grid"), "x"),
+        (("policy", "class"), 3),
+        (("policy", "class"), "para_video.nothing:X"),
+        (("policy", "backbone"), 3),
+        (("policy", "times"), []),
+        (("policy", "context"), "x"),
+        (("policy", "schedule"), None),
+        (("frozen",), "yes"),
+        (("told",), [1]),
+    ],
+)
+def test_configs_of_no_policy_are_refused(tmp_path, place, value):
+    save_policy(spec().build(), spec(), tmp_path)
+    path = tmp_path / CONFIG_FILE
+    config = json.loads(path.read_text())
+    part = config
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json (is damaged|describes no policy)|cannot be built with the options"):
+        load_policy(tmp_path)
+
+
 def test_nan_weights_are_refused(tmp_path):
     policy = spec().build()
     with torch.no_grad():

@@ -138,10 +138,15 @@ def test_demonstrations_of_half_a_workspace_replay_from_their_own_seeds() -> Non
     assert found["replay from its own seed"].value == "100% of 2" and found["colour order"].verdict == "ok"
 
 
-def test_what_was_found_of_the_data_is_told_where_the_simulator_fails(clean: DemoSet, tmp_path: Path) -> None:
-    save_demos(replace(clean, settings={"simulator": "metaworld"}), tmp_path / "set")
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [({}, "KeyError"), ({"task": "pick-place-v9", "size": 64}, "ValueError"), ({"camera": None}, "TypeError")],
+)
+def test_what_was_found_of_the_data_is_told_where_the_simulator_fails(clean, tmp_path: Path, settings: dict, error: str) -> None:
+    told = {**(clean.settings if settings else {}), **settings, "simulator": "metaworld"}
+    save_demos(replace(clean, settings=told), tmp_path / "set")
     *checks, last = main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))
-    assert len(checks) > 5 and (last.name, last.verdict) == ("simulator", "not checked") and "KeyError" in last.value
+    assert len(checks) > 5 and (last.name, last.verdict) == ("simulator", "not checked") and error in last.value
     assert (tmp_path / "out" / "doctor.json").is_file()
 
 

@@ -39,3 +39,12 @@ def test_rows_of_other_settings_and_damaged_files_are_refused(tmp_path):
     path.write_text('{"settings": {}')
     with pytest.raises(ValueError, match="rows.json is damaged"):
         Rows(path, {"steps": 3}, KEY)
+
+
+def test_a_row_is_not_added_to_a_file_that_another_process_began_with_other_settings(tmp_path):
+    path = tmp_path / "rows.json"
+    few, many = Rows(path, {"episodes": 10}, KEY), Rows(path, {"episodes": 50}, KEY)
+    few.add(row("a", "1"))
+    with pytest.raises(ValueError, match="episodes was 10 and is 50"):
+        many.add(row("b", "1"))
+    assert len(few.find()) == 1

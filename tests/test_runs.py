@@ -1,11 +1,15 @@
 """Runs go on with the settings they began with."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from backbones.mini import MiniVideo
 from para_video.runs import (
+    LOCK_FILE,
     SETTINGS_FILE,
     check_processes,
     command_line,
@@ -89,6 +93,29 @@ def test_a_start_that_failed_leaves_its_folder_free_and_content_does_not(tmp_pat
     with pytest.raises(FileExistsError, match="add --resume"):
         output_folder(first, "circles", resume=False, accelerator=accelerator)
     assert (first / SETTINGS_FILE).is_file()
+
+
+def test_a_folder_that_another_process_writes_to_is_taken(tmp_path, monkeypatch):
+    """Although it holds nothing yet but what a start that failed would leave."""
+    monkeypatch.chdir(tmp_path)
+    accelerator, other = make_accelerator("no"), Path("runs/robot")
+    other.mkdir(parents=True)
+    (other / SETTINGS_FILE).write_text("{}")
+    hold = """if True:
+        import sys
+        from filelock import FileLock
+        with FileLock(sys.argv[1]):
+            print("held", flush=True)
+            sys.stdin.read()"""
+    command = [sys.executable, "-c", hold, str(other / LOCK_FILE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert output_folder(None, "robot", resume=False, accelerator=accelerator) == Path("runs/robot-2")
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match="runs/robot"):
+                output_folder(other, "robot", resume=resume, accelerator=accelerator)
+        process.communicate("")
+    assert output_folder(other, "robot", resume=True, accelerator=accelerator) == other
 
 
 def test_there_must_be_a_run_to_resume_and_its_settings_must_be_some(tmp_path):

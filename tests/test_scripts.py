@@ -1,11 +1,8 @@
 """The two scripts and the notebook, run as a user runs them but briefly."""
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +25,13 @@ from para_video.hand import Hand
 from para_video.motion import MotionVideos
 from para_video.prediction import VideoPredictor
 from para_video.readout import ReadoutSpec
+from para_video.runs import SETTINGS_FILE
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.sims.metaworld_clips import ClipPlan, record_clips
 from para_video.sims.shifts import TRAINING_CAMERA, Shift
 from para_video.video import write_video
 from pretrain import circles, video
+from tests.processes import run_twice
 from tests.tiny_models import TINY, saved
 
 ROOT = Path(__file__).parent.parent
@@ -170,16 +169,13 @@ def test_a_single_video_is_not_enough(own_videos, tmp_path):
 
 
 def test_two_processes_train_one_policy(tmp_path):
-    """`accelerate launch` on the CPU: gradients are averaged, so both processes hold the policy that one of them writes."""
+    """Gradients are averaged, so both processes hold the policy that one of them writes."""
     out = tmp_path / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
     options = ["--steps", "3", "--batch-size", "2", "--size", "64", "--held-out", "4", "--out", str(out)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(ROOT / "pretrain" / "circles.py"), *options], env=one_thread, capture_output=True, text=True, timeout=300
-    )
+    done = run_twice(ROOT / "pretrain" / "circles.py", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("s in all") == 1 and json.loads((out / "summary.json").read_text())["steps"] == 3
+    assert json.loads((out / SETTINGS_FILE).read_text())["processes"] == 2
     assert load_policy(out)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
 

@@ -23,8 +23,25 @@ def test_an_interval_wants_a_proportion(successes: int, n: int) -> None:
 def test_one_run_has_wilsons_interval_and_so_have_episodes_that_all_went_alike() -> None:
     one = success_rate([[1] * 45 + [0] * 5])
     assert (one.mean, one.low, one.high) == (0.9, *wilson_interval(45, 50))
-    never = success_rate([np.zeros((3, 25)), np.zeros((3, 25))])
-    assert (never.mean, never.low, never.high) == (0.0, *wilson_interval(0, 50)), "training seeds share episodes"
+    never = success_rate([np.zeros((3, 25))])
+    assert (never.mean, never.low, never.high) == (0.0, *wilson_interval(0, 25)), "training seeds share episodes"
+
+
+def test_tasks_that_all_went_alike_are_not_certain() -> None:
+    """Distances from the rates add up as those of independent errors, by hand: of two tasks each half of their root of squares."""
+    low, high = 1 - wilson_interval(24, 24)[0], wilson_interval(0, 24)[1]
+    found = success_rate([[1] * 24, [0] * 24])
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5 - low / 2, 0.5 + high / 2))
+    four = success_rate([[0] * 24] * 4)
+    assert (four.mean, four.low, four.high) == pytest.approx((0, 0, high / 2))
+    more = success_rate([[0] * 24] * 3 + [[1] + [0] * 23])
+    assert more.high > four.high, "an episode that succeeded is no evidence against success"
+
+
+def test_intervals_of_means_over_tasks_cover_the_truth() -> None:
+    rng, rates = np.random.default_rng(0), np.array([0.99, 0.95, 0.7, 0.02])
+    found = [success_rate(list(rng.random((4, 24)) < rates[:, None])) for _ in range(400)]
+    assert 0.93 < np.mean([each.low <= rates.mean() <= each.high for each in found]) < 0.99
 
 
 def test_the_bootstrap_over_episodes_of_one_seed_is_the_binomials() -> None:

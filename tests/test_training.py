@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -27,6 +28,7 @@ from para_video.training import (
     make_accelerator,
     write_atomically,
 )
+from tests.processes import run_python, run_twice
 
 
 def tiny_policy() -> VideoPolicy:
@@ -94,6 +96,93 @@ def test_an_interrupt_finishes_the_step_and_saves_it(tmp_path, capsys):
     fit(again, batches, config, folder=tmp_path, resume=True)
     assert "going on from step 3" in capsys.readouterr().out
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_an_interrupt_reaches_the_step_although_workers_make_its_batches(tmp_path):
+    """As from a terminal, whose Ctrl-C goes to every process of the group."""
+    program = tmp_path / "train.py"
+    program.write_text(f"""
+import os, signal
+from dataclasses import replace
+from pathlib import Path
+from tests.test_training import CONFIG, batches, tiny_policy
+from para_video.training import fit
+
+class Pressed:
+    def __init__(self, inner):
+        self.inner = inner
+    def __getitem__(self, step):
+        if step == 2:
+            os.killpg(0, signal.SIGINT)
+        return self.inner[step]
+
+if __name__ == "__main__":
+    os.setpgrp()
+    config = replace(CONFIG, steps=50, save_every=1000, workers=1)
+    try:
+        fit(tiny_policy(), lambda *place: Pressed(batches(*place)), config, folder=Path({str(tmp_path)!r}))
+    except KeyboardInterrupt as stopped:
+        print(stopped)
+""")
+    done = run_python(program)
+    assert "which is saved" in done.stdout and (tmp_path / STATE_FILE).is_file(), done.stderr[-2000:]
+
+
+def test_an_interrupt_of_one_process_stops_and_saves_all(tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(f"""
+import os, signal
+from dataclasses import replace
+from pathlib import Path
+from tests.test_training import CONFIG, batches, tiny_policy
+from para_video.training import fit, make_accelerator
+
+accelerator = make_accelerator("no")
+
+class Pressed:
+    def __init__(self, inner):
+        self.inner = inner
+    def __getitem__(self, step):
+        if step == 2 and accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.inner[step]
+
+try:
+    make = lambda *place: Pressed(batches(*place))
+    fit(tiny_policy(), make, replace(CONFIG, save_every=1000), folder=Path({str(tmp_path)!r}), accelerator=accelerator)
+except KeyboardInterrupt as stopped:
+    print(f"{{accelerator.process_index}}: {{stopped}}", flush=True)
+""")
+    done = run_twice(program)
+    told = [f"{rank}: training stopped after step 3, which is saved" for rank in (0, 1)]
+    assert all(line in done.stdout for line in told), done.stderr[-2000:]
+    assert fit(tiny_policy(), batches, replace(CONFIG, save_every=1000), folder=tmp_path, resume=True).steps == 4
+
+
+def test_a_gradient_that_is_not_finite_stops_training_before_it_reaches_the_weights(tmp_path):
+    class Root(torch.nn.Module):
+        """Its loss is finite, and the slope of a square root at 0 is not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2, 2))
+
+        def forward(self, _) -> dict[str, torch.Tensor]:
+            return {"root": self.weight.sqrt().sum()}
+
+    module = Root()
+    with pytest.raises(FloatingPointError, match="gradient is not finite at step 0"):
+        fit(module, batches, replace(CONFIG, steps=1), folder=tmp_path)
+    assert torch.equal(module.weight, torch.zeros(2, 2)) and not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_resumed_run_may_change_how_often_it_saves_and_says_what_it_was_calculated_in(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        fit(tiny_policy(), interrupted_at(3), CONFIG, folder=tmp_path)
+    config = replace(CONFIG, workers=1, save_every=1)
+    assert fit(tiny_policy(), batches, CONFIG).precision == "float32"
+    half = fit(tiny_policy(), batches, config, folder=tmp_path, resume=True, accelerator=make_accelerator("bf16"))
+    assert half.precision == "bf16+float32" and "in bf16 what began in float32" in capsys.readouterr().out
 
 
 def test_training_moves_the_weights_and_returns_their_average(tmp_path):
@@ -190,7 +279,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"ema": 1.0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"ema": 1.0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"save_every": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FitConfig(**wrong)

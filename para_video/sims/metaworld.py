@@ -336,15 +336,17 @@ def episode_steps(task: str, widen: float = 1.0) -> int:
 
 def height_ceiling(azimuth: float, draws: int = 4000) -> float:
     """How often a policy could place pick-place's floating goal, seen by a camera at `azimuth` degrees, if it knew the goal's pixel
-    and the range of goals exactly, and nothing of its height: it guesses the best place along the goal's ray."""
+    and the range of goals exactly, and nothing of its height: it guesses the best place along the goal's ray. Rays part as they go
+    on, so that of goals that are spread evenly more are far along one than near, as the square of the distance."""
     camera = CameraPlacement()
     goals = np.random.default_rng(0).uniform(PICK_PLACE_GOALS[0], PICK_PLACE_GOALS[1], (draws, 3))
     eye = orbit(azimuth, camera.elevation_deg, camera.distance_m, camera.target)[:3, 3].numpy()
     along = goals - eye
     along /= np.linalg.norm(along, axis=1, keepdims=True)
-    ends = np.stack([(bound - goals) / along for bound in PICK_PLACE_GOALS])
-    inside = ends.max(0).min(1) - ends.min(0).max(1)  # length of the ray's part in the box
-    return float(np.minimum(1, 2 * GOAL_RADIUS_M / inside).mean())
+    ends = np.stack([(bound - eye) / along for bound in PICK_PLACE_GOALS])
+    near, far = ends.min(0).max(1), ends.max(0).min(1)  # where the ray enters the box and leaves it
+    guessed = np.maximum(near, far - 2 * GOAL_RADIUS_M)  # from there on, with the guess in the middle
+    return float(((far**3 - guessed**3) / (far**3 - near**3)).mean())
 
 
 class MetaWorldServo:
