@@ -136,8 +136,9 @@ def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict
         given = {**(json.loads(options) if isinstance(options, str) else options)}
     except (ValueError, TypeError) as error:
         raise ValueError(f'options of a backbone are a JSON object such as {{"scale": 2}}, got {options!r}') from error
-    if "source" in given and Path(given["source"]).is_dir():
-        given["source"] = str(Path(given["source"]).resolve())  # where a saved policy looks for it
+    for name in ("source", "base"):
+        if name in given and Path(given[name]).is_dir():
+            given[name] = str(Path(given[name]).resolve())  # where a saved policy looks for it
     return given if source is None else {"source": source, **given}
 
 

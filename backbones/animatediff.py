@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditi
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline
+from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, check_seen
 from backbones.loading import Source, load_part
 from backbones.svd import unet_tap
 
@@ -48,6 +48,7 @@ class AnimateDiffBackbone(LatentVideoBackbone):
         max_context: int = 8,
         max_horizon: int = 8,
     ) -> None:
+        check_seen(level)
         most = motion_adapter.config.motion_max_seq_length
         if max_context + max_horizon > most:
             raise ValueError(

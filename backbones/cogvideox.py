@@ -17,7 +17,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
-from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, token_maps
+from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, check_seen, token_maps
 from backbones.loading import Source, load_part
 
 DEPTH = 0.58
@@ -62,6 +62,8 @@ class CogVideoXBackbone(LatentVideoBackbone):
         max_context = max_context or (1 if continues_image else 9)
         if level is None and not (continues_image and max_context == 1):
             level = OBSERVED_LEVEL
+        if level is not None and not continues_image:
+            check_seen(level)
         group = config.patch_size_t or 1
         stride = 2 ** (len(vae.config.block_out_channels) - 1) * config.patch_size
         super().__init__(

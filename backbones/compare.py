@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import backbone_class, build_backbone
+from backbones import backbone_class, build_backbone, catalogue_entry
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import Augmentation, DemoBatches, circle_batch
 from para_video.circles import CircleVideos
@@ -122,6 +122,11 @@ class CompareConfig:
             raise ValueError(f"these must be at least 1: {low}; and episodes at least 0, got {self.episodes}")
         if unknown := sorted({self.task, *self.tasks} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
+        for name in self.backbones:
+            kind, _, weights = name.partition("@")
+            catalogue_entry(kind)
+            if weights not in ("", "random"):
+                raise ValueError(f"{name!r} asks for weights {weights!r}; @random is the only other choice")
         if not isinstance(json.loads(self.options), dict):
             raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
 

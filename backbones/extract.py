@@ -3,8 +3,8 @@
     python -m backbones.extract clip.mp4 --backbone mini
 
 writes features.safetensors (maps, times, spans and image_to_map of every stretch of the clip that the backbone sees at once, named
-after the stretch's last frame) and
-features.png: the frames above their maps, whose first three principal components over the whole clip are red, green and blue.
+after the stretch's last frame) and features.png: the frames above their maps, whose first three principal components over the whole
+clip are red, green and blue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from para_video.features import VideoBackbone, VideoFeatures
 from para_video.figures import label, write_picture
 from para_video.runs import command_line
 from para_video.training import write_atomically
-from para_video.video import read_video
+from para_video.video import count_frames, read_video
+
+AT_ONCE = 64
+"""Frames of a file that are held in full size."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,15 @@ def clip_frames(config: ExtractConfig, multiple: int) -> Tensor:
     Raises:
         VideoError: a file that cannot be read. ValueError: a size below what the backbone takes.
     """
-    pixels = torch.from_numpy(read_video(config.clip).frames[:: config.stride]).movedim(-1, 1).float() / 255
-    scale = config.size / min(pixels.shape[-2:])
-    height, width = (round(side * scale) for side in pixels.shape[-2:])
-    if min(height, width) < multiple:
+    if config.size < multiple:
         raise ValueError(f"size {config.size} is below {multiple}, of which this backbone's images are multiples; raise --size")
-    pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True).clamp(0, 1)
+    wanted, parts = range(0, count_frames(config.clip), config.stride), []
+    for first in range(0, len(wanted), AT_ONCE):
+        part = torch.from_numpy(read_video(config.clip, wanted[first : first + AT_ONCE]).frames).movedim(-1, 1).float() / 255
+        scale = config.size / min(part.shape[-2:])
+        height, width = (round(side * scale) for side in part.shape[-2:])
+        parts.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True).clamp(0, 1))
+    pixels = torch.cat(parts)
     top, left = height % multiple // 2, width % multiple // 2
     return pixels[..., top : top + height - height % multiple, left : left + width - width % multiple]
 

@@ -287,6 +287,12 @@ def block_taps(taps: Sequence[str] | None, denoiser: nn.Module, depth: float, *s
     return taps
 
 
+def check_seen(level: float) -> None:
+    """Of a model that sees observed frames under noise alone. Raises ValueError for pure noise."""
+    if level >= 1:
+        raise ValueError(f"level {level:g} is pure noise, which tells this model nothing of observed frames; choose a lower one")
+
+
 def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int = 1) -> Tensor:
     """Tokens (b, s h w / patch^2, c), frame by frame and row by row, as maps (b, s, c, h / patch, w / patch)."""
     s, h, w = grid

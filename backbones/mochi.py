@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
-from backbones.latent import FlowProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, token_maps
+from backbones.latent import FlowProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, check_seen, token_maps
 from backbones.loading import Source, load_part
 
 DEPTH = 0.4
@@ -23,7 +23,7 @@ class MochiBackbone(LatentVideoBackbone):
     """Mochi's transformer.
 
     Args:
-        transformer, vae, prompts: its parts. taps: transformer_blocks.i. level: share of noise; at 1 nothing of a clip is seen.
+        transformer, vae, prompts: its parts. taps: transformer_blocks.i. level: share of noise, below 1.
         denoising_steps: by which the future is drawn down to it. max_context, max_horizon: most observed and future frames; the
             published model gives clips of 163 at most, at 30 fps.
 
@@ -43,6 +43,7 @@ class MochiBackbone(LatentVideoBackbone):
         max_context: int = 7,
         max_horizon: int = 24,
     ) -> None:
+        check_seen(level)
         config = transformer.config
         taps = block_taps(taps, transformer, DEPTH)
         stride = vae.spatial_compression_ratio * config.patch_size

@@ -28,7 +28,7 @@ class SvdBackbone(LatentVideoBackbone):
     Args:
         unet, vae, image_encoder: its parts. taps: of the U-Net's blocks: down_blocks.i, mid_block, up_blocks.i.
         level: sigma, at most 700. denoising_steps: by which the future is drawn down to it. max_context: most observed frames;
-            by default 8 where a level is given, and one at the highest, which drowns all but the first in noise. max_horizon: most
+            by default 8, and one at the highest level, which drowns all but the first in noise. max_horizon: most
             future frames; the published models learnt clips of 14 and 25 in all. fps: of the clips, as they are told.
 
     Raises:
@@ -51,11 +51,12 @@ class SvdBackbone(LatentVideoBackbone):
         max_horizon: int = 13,
         fps: int = 7,
     ) -> None:
-        max_context = (1 if level is None else 8) if max_context is None else max_context
+        process = EdmProcess()
+        max_context = max_context or (1 if level in (None, process.top) else 8)
         widths, stride = unet.config.block_out_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         shapes = [unet_tap(tap, widths) for tap in taps]
         super().__init__(
-            unet, vae, process=EdmProcess(), taps=taps, channels=[c for c, _ in shapes], strides=[stride * s for _, s in shapes],
+            unet, vae, process=process, taps=taps, channels=[c for c, _ in shapes], strides=[stride * s for _, s in shapes],
             level=level, denoising_steps=denoising_steps, ratio=1, contexts=(1, max_context), max_horizon=max_horizon,
             size_multiple=stride * 2 ** (len(widths) - 1),
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionModel, T5TokenizerFast, UMT5EncoderModel
 
 from backbones.clip import clip_pixels
-from backbones.latent import FlowProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, token_maps
+from backbones.latent import FlowProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, check_seen, token_maps
 from backbones.loading import Config, Source, load_part
 
 OBSERVED_LEVEL = 0.3
@@ -65,8 +65,7 @@ class WanBackbone(LatentVideoBackbone):
         beside = config.in_channels > z
         if not beside and not clean_past:
             level = OBSERVED_LEVEL if level is None else level
-            if level == 1:
-                raise ValueError("level 1 is pure noise, which tells this model nothing of the observed frames; choose a lower one")
+            check_seen(level)
         super().__init__(
             transformer, vae, process=FlowProcess(), taps=taps,
             channels=[config.num_attention_heads * config.attention_head_dim] * len(taps), strides=[stride] * len(taps),

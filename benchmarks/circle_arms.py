@@ -62,6 +62,10 @@ class Config:
     results: Path = ROOT / "results" / "circle_arms.json"
     page: Path = ROOT / "docs" / "circle_arms.md"
 
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.arms) - set(ARMS)):
+            raise ValueError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
+
 
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table and the picture of all rows."""

@@ -4,8 +4,8 @@
 
 trains {mini-random, mini-procedural, mini} x {as it is, tuned on the demonstrations' frames} x {frozen, joint} and lets each policy
 act. Rows go to results/freeze.json as they are measured, and from there into the table and picture of docs/freeze.md; run it again
-after a cut, or with more tasks, demonstrations or seeds. With OMP_NUM_THREADS=1 two processes with
-different tasks share two cores well.
+after a cut, or with more tasks, demonstrations or seeds. With OMP_NUM_THREADS=1 two processes with different tasks share two cores
+well.
 """
 
 from __future__ import annotations

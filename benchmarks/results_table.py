@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from finetune.robot import RobotConfig
-from para_video.figures import markdown_table, write_place
+from para_video.figures import display_name, markdown_table, write_place
 from para_video.runs import plain_settings, precision_in
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
@@ -124,7 +124,8 @@ def robot_table(summary: dict[str, Any]) -> str:
         spent = f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}"
         lines.append([ROWS.get(name, name), *(_cell(cells[view]) for view in views), held, *spent])
     for name, cell in summary["oracle"].items():
-        lines.append([ROWS[name], _cell(cell), *[""] * len(views[1:]), f"{cell['held']}/{cell['episodes']}", "", ""])
+        held = f"{cell['held']}/{cell['episodes']}" if views[0] == "same" else ""  # of the training camera's view alone
+        lines.append([ROWS[name], *(_cell(cell) if view == "same" else "" for view in views), held, "", ""])
     steps = next(iter(summary["policies"].values()))["steps"]
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
@@ -191,8 +192,9 @@ def trained(summary: dict[str, Any]) -> str:
 def circles_table(summary: dict[str, Any]) -> str:
     """Median errors by horizon beside constant velocity."""
     config, error, guess = summary["config"], summary["median_error_px"], summary["constant_velocity_px"]
+    name = f"{display_name(config.get('policy', 'para'))} head"
     lines = [
-        ["PARA head", f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)],
+        [name, f"{summary['median_error_px_observed']:.2f}", *(f"{error[name]:.2f}" for name in guess)],
         ["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())],
     ]
     made = (

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from finetune import robot
 from para_video.figures import display_name
-from para_video.rows import Row, Rows
 from para_video.policy import DEFAULT_SCHEDULE
+from para_video.rows import Row, Rows
 from para_video.runs import same_settings, versions
 from para_video.sims.metaworld import episode_steps
 from para_video.statistics import difference, wilson_interval

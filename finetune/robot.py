@@ -223,6 +223,10 @@ class RobotConfig:
             raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
+        if self.backbone_learning_rate is not None and self.train == "heads":
+            raise ValueError("backbone_learning_rate is for a backbone that learns: leave it out with --train heads")
+        if self.head_options != "{}" and "para" not in self.policy_names:
+            raise ValueError(f"head_options are PARA's: leave them out, or add para to the policies {self.policies!r}")
         self.views, self.options, self.para_options  # noqa: B018 - to parse them at once
 
     @property
@@ -263,7 +267,7 @@ class RobotConfig:
         part = "" if self.init_part == "both" else self.init_part
         for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
             if folder is not None:
-                needed = taken != "head" or name == "para"  # a baseline's own head may share nothing with PARA's
+                needed = taken == "backbone" or name == "para"  # a head's weights may be nothing to a baseline, or to a predictor
                 fitting, own = initialise(module, folder, part=taken, needed=needed)
                 console.print(f"{name} starts from {folder}: {fitting} of {own} tensors")
 
@@ -426,6 +430,28 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
     return backbone
 
 
+def check_head(config: RobotConfig, channels: int) -> None:
+    """Raise ValueError unless PARA's head can be built with its options on so many channels."""
+    readout, own = config.para_options
+    try:
+        ParaHead(channels, ReadoutSpec(relative=True, **readout), **own)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"head_options {config.head_options} make no head: {error}") from error
+
+
+def extra_videos(config: RobotConfig, backbone: VideoBackbone) -> VideoFolder | None:
+    """The folder of more videos to learn to predict.
+
+    Raises:
+        VideoError: no such folder, or a file that cannot be read or is too short.
+    """
+    if config.extra_videos is None:
+        return None
+    found = VideoFolder(config.extra_videos)
+    found.require(config.context + shown_future(backbone, DEFAULT_SCHEDULE.chunk), "remove the file")
+    return found
+
+
 def check_predicts(backbone: VideoBackbone, name: str) -> None:
     """Raise ValueError unless a backbone can learn to predict what policies are trained to foresee."""
     if not backbone.spec.generative:
@@ -462,8 +488,8 @@ def tune_video(config: RobotConfig, demos: Sequence[Demo], folder: Path, acceler
     config.start(predictor, "video", console)
     stride, horizon = DEFAULT_SCHEDULE.frame_stride, shown_future(predictor.backbone, DEFAULT_SCHEDULE.chunk)
     shown: list[tuple[Source, float]] = [(demonstrated(demos, stride, config.augmentation), 1.0)]
-    if config.extra_videos is not None:
-        shown.append((video_files(VideoFolder(config.extra_videos), config.size, 1), 1.0))
+    if (more := extra_videos(config, predictor.backbone)) is not None:
+        shown.append((video_files(more, config.size, 1), 1.0))
 
     def batches(seed: int, rank: int, processes: int) -> ClipBatches:
         share = per_process(config.batch_size, processes)
@@ -638,8 +664,8 @@ def show(summary: dict[str, Any], console: Console) -> None:
     for name, policy in summary["policies"].items():
         cells = [_cell(policy["cells"][view]) for view in views]
         table.add_row(name, *cells, f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}")
-    for name, cell in summary["oracle"].items():
-        table.add_row(name, _cell(cell), style="dim")
+    for name, cell in summary["oracle"].items():  # of the training camera's view alone
+        table.add_row(name, *(_cell(cell) if view == "same" else "" for view in views), style="dim")
     console.print(table)
 
 
@@ -664,8 +690,11 @@ def main(config: RobotConfig) -> dict[str, Any]:
         config.env(shift).close()  # and whether the task has such a workspace
     if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
+    per_process(config.batch_size, accelerator.num_processes)
     first: VideoBackbone | None = first_backbone(config, accelerator)
-    same_source(out, first, accelerator)
+    check_head(config, first.spec.channels)
+    extra_videos(config, first)
+    same_source(out, first, starts, accelerator)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own
     with accelerator.main_process_first():

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from para_video.agent import horizon_of
-from para_video.checkpoint import fingerprint
+from para_video.checkpoint import checkpoint_digest, fingerprint
 from para_video.features import VideoBackbone
 from para_video.precision import autocast, precision_of
 from para_video.training import write_atomically
@@ -29,8 +29,8 @@ RUNS = Path("runs")
 RESUME = "the same options and --resume --out FOLDER"
 """How a user goes on after an interrupt of a script with an `output_folder`."""
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
-SOURCE = "source_weights"
-"""There: the fingerprint of the weights that the backbone has from its source."""
+SOURCE, STARTS = "source_weights", "start_weights"
+"""There: the fingerprint of the weights that the backbone has from its source, and the digests of those that are loaded on top."""
 C = TypeVar("C")
 
 
@@ -136,7 +136,8 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     if path.is_file():
         try:
             before = dict(json.loads(path.read_text()))
-            before.pop(SOURCE, None)
+            for name in (SOURCE, STARTS):
+                before.pop(name, None)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
         known = {name: value for name, value in now.items() if name in before or value}  # options that came later may be off
@@ -165,15 +166,20 @@ def check_processes(options: Mapping[str, Any], processes: int) -> None:
         )
 
 
-def same_source(folder: Path, backbone: VideoBackbone, accelerator: Accelerator) -> None:
-    """Keep beside a run's settings which weights its backbone has from its source, and refuse to go on there with others. A run
-    that began before they were kept goes on with those that are there now, and the user is told.
+def same_source(folder: Path, backbone: VideoBackbone, starts: Sequence[Path], accelerator: Accelerator) -> None:
+    """Keep beside a run's settings which weights its backbone has from its source, and those in the folders `starts` on top, and
+    refuse to go on there with others. A run that began before they were kept goes on with those that are there now; of a source's
+    the user is told.
 
     Raises:
         ValueError: they are not those that the run began with.
     """
     path, now = folder / SETTINGS_FILE, fingerprint(backbone)
     settings = json.loads(path.read_text())
+    digests = {str(start): checkpoint_digest(start) for start in starts}
+    changed = {name: digest for name, digest in settings.setdefault(STARTS, digests).items() if digests.get(name, digest) != digest}
+    if changed:
+        raise ValueError(f"{folder} holds a run that began with other weights than {sorted(changed)} hold now: use another --out")
     if now is not None and SOURCE not in settings and not _free(folder) and accelerator.is_main_process:
         text = f"{path} does not say on which weights this run began: it goes on with those that the backbone's source has now"
         Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False)

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 try:
     import decord
@@ -166,6 +167,12 @@ class VideoFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def require(self, frames: int, remedy: str) -> None:
+        """Raise VideoError, as `read_video`, or where a file has fewer frames."""
+        for path in tqdm(self.paths, desc="videos", unit="file", delay=2, leave=False):
+            if (length := count_frames(path)) < frames:
+                raise VideoError(f"{path} has {length} frames, clips span {frames}; {remedy}")
 
     def frames(self, rng: np.random.Generator, n: int, size: int, *, stride: int = 1) -> Tensor:
         """(n, 3, size, size) uint8: a random crop of a random stretch of a random file; see `sample_clip`."""

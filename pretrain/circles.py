@@ -27,7 +27,7 @@ from backbones import backbone_options, import_string, shipped_weights, trusted_
 from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics
 from para_video.batches import CircleBatches, circle_batch
-from para_video.checkpoint import PolicySpec, initialise, save_policy
+from para_video.checkpoint import PolicySpec, initialise, read_weights, save_policy
 from para_video.circles import CircleVideos
 from para_video.figures import (
     draw_points,
@@ -120,6 +120,7 @@ def circle_policy(config: CirclesConfig, circles: CircleVideos) -> PolicySpec:
         backbone=import_string(config.backbone),
         head=head,
         times=tuple(float(t) for t in range(1, config.future + 1)),
+        context=config.observed,
         backbone_options=backbone_options(config.backbone, config.backbone_options),
         head_options=options,
     )
@@ -214,13 +215,16 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     same_settings(out, config, free=("out", "resume", "held_out", "workers"), accelerator=accelerator)
     clips = {"size": config.size, "observed": config.observed, "future": config.future, "backgrounds": config.videos}
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
+    per_process(config.batch_size, accelerator.num_processes)
     spec = circle_policy(config, training)
     check_processes(spec.backbone_options, accelerator.num_processes)
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=trusted_packages(config.backbone), frozen=config.train == "heads")
-    same_source(out, policy.backbone, accelerator)
-    try_out(policy.backbone, (1 - config.observed, *spec.times), config.observed, config.size)
     starts = [folder for folder in (shipped_weights(config.backbone), config.init) if folder is not None]
+    for folder in starts:
+        read_weights(folder)  # what is wrong with them is told as errors of a start are
+    same_source(out, policy.backbone, starts, accelerator)
+    try_out(policy.backbone, (1 - config.observed, *spec.times), config.observed, config.size)
     if config.train == "heads" and not (starts or "source" in spec.backbone_options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init", style="yellow")
     for folder in starts:

@@ -54,7 +54,7 @@ from para_video.prediction import (
 from para_video.readout import ReadoutSpec
 from para_video.runs import RESUME, command_line, output_folder, per_process, plain_settings, same_settings, same_source, versions
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
-from para_video.video import VideoFolder, count_frames
+from para_video.video import VideoFolder
 
 HELD_OUT_SEED = 50_000
 """Seeds of held-out episodes start here, away from those of training clips."""
@@ -130,6 +130,11 @@ class VideoConfig:
         self.options  # noqa: B018 - to parse them at once
 
     @property
+    def longest(self) -> int:
+        """Frames of the longest clip."""
+        return max(*self.contexts, 2) + self.horizon
+
+    @property
     def options(self) -> dict[str, Any]:
         """What the backbone is built with."""
         return backbone_options(self.backbone, self.backbone_options)
@@ -183,6 +188,17 @@ def remedy(config: VideoConfig, spec: FeatureSpec) -> str:
 # -------------------------------------------------------------------- clips
 
 
+def check_lengths(config: VideoConfig) -> None:
+    """Raise ValueError where simulated episodes are shorter than a clip."""
+    from para_video.sims.metaworld_clips import ClipPlan  # needs the simulator
+
+    if config.videos is None and config.longest > ClipPlan.frames:
+        raise ValueError(
+            f"clips of {config.longest} frames ({config.horizon} of them future), and simulated episodes have {ClipPlan.frames}: "
+            "lower --horizon or --contexts"
+        )
+
+
 def simulated(config: VideoConfig, *, held_out: bool) -> list[Demo]:
     """Episodes to train on, or of unseen scenes, recorded or read from the cache."""
     from para_video.sims.metaworld_clips import HELD_OUT_TASKS, TRAINING_TASKS, ClipPlan, cached_clips  # needs the simulator
@@ -197,16 +213,14 @@ def own_videos(config: VideoConfig) -> tuple[VideoFolder, VideoFolder]:
     """The user's files to train on, and those kept for measuring.
 
     Raises:
-        ValueError: fewer than two files, or a file that is shorter than a clip. VideoError: a file that cannot be read.
+        ValueError: fewer than two files. VideoError: a file that cannot be read, or is shorter than a clip.
     """
     assert config.videos is not None
     training, kept = VideoFolder(config.videos), VideoFolder(config.videos)
     if len(training) < 2:
         raise ValueError(f"{config.videos} holds one video; put at least two there: one is kept for measuring")
-    needed = (max(*config.contexts, 2) + config.horizon - 1) * config.stride + 1
-    for path in training.paths:
-        if (length := count_frames(path)) < needed:
-            raise ValueError(f"{path} has {length} frames, clips span {needed}; lower --horizon or --stride, or remove the file")
+    needed = (config.longest - 1) * config.stride + 1
+    training.require(needed, "lower --horizon or --stride, or remove the file")
     kept.paths = training.paths[::10]
     training.paths = [path for path in training.paths if path not in set(kept.paths)]
     return training, kept
@@ -399,18 +413,22 @@ def main(config: VideoConfig) -> dict[str, Any]:
     out = output_folder(config.out, "video", resume=config.resume, accelerator=accelerator)
     free = ("out", "resume", "held_out", "samples", "sampling_steps")
     same_settings(out, config, free=free, accelerator=accelerator)
+    per_process(config.batch_size, accelerator.num_processes)
+    check_lengths(config)
     predictor = first_predictor(config, accelerator)
-    same_source(out, predictor.backbone, accelerator)
-    draws = hasattr(predictor.backbone, "sample")
+    same_source(out, predictor.backbone, [] if config.init is None else [config.init], accelerator)
+    measured = measured_contexts(config) if hasattr(predictor.backbone, "sample") else []
+    probed = config.videos is None and max(measured, default=0) > 1
     if config.init is not None:
         console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
     with accelerator.main_process_first():
         if config.videos is not None:
             training, held = own_videos(config)
         else:
-            training, held = simulated(config, held_out=False), simulated(config, held_out=True)
+            training = [] if config.procedural and not probed else simulated(config, held_out=False)
+            held = simulated(config, held_out=True)
 
-    before = None if draws else unseen_losses(config, predictor.eval(), held)
+    before = None if measured else unseen_losses(config, predictor.eval(), held)
 
     def batches(seed: int, rank: int, processes: int) -> ClipBatches:
         share = per_process(config.batch_size, processes)
@@ -420,7 +438,10 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, ema=0.999)
     result = fit(predictor, batches, fit_config, folder=out, resume=config.resume, label="video", accelerator=accelerator)
-    probe = None if isinstance(training, VideoFolder) or not draws else train_probe(config, training, out, accelerator)
+    probe = None
+    if probed:
+        assert not isinstance(training, VideoFolder)
+        probe = train_probe(config, training, out, accelerator)
     if not accelerator.is_main_process:
         return {}
     notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}
@@ -431,7 +452,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
     if before is not None:
         summary["unseen_loss"] = {"before": before, "after": unseen_losses(config, predictor, held)}
         console.print(f"loss on unseen clips by seen frames: {summary['unseen_loss']}")
-    for observed in measured_contexts(config) if draws else ():
+    for observed in measured:
         clips, pixels = unseen_clips(config, held, observed)
         figures, strips = measure(config, predictor, clips, pixels, probe if observed > 1 else None, observed)
         summary["unseen"][str(observed)] = figures

@@ -132,3 +132,9 @@ def test_options_for_a_backbone_that_is_not_compared_are_refused(tmp_path):
 def test_unknown_tasks_are_told_before_anything_is_kept(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"unknown tasks \['hamer-v3'\]; did you mean 'hammer-v3'"):
         CompareConfig(tasks=("hamer-v3",), out=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "told"), [("efficientnet-lit0", "efficientnet-lite0"), ("mini@rndom", "'rndom'; @random")])
+def test_wrong_names_are_told_before_any_is_measured(name, told):
+    with pytest.raises(ValueError, match=told):
+        CompareConfig(("mini", name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from backbones.extract import ExtractConfig, extract, main, principal_colours
+from backbones.extract import ExtractConfig, clip_frames, extract, main, principal_colours
 from backbones.mini import MiniVideo
 from para_video.video import write_video
 
@@ -29,6 +29,15 @@ def test_a_file_becomes_maps_of_every_frame_and_a_picture(clip, tmp_path):
         assert file.get_tensor("000010.times").tolist() == [-3.0, -2.0, -1.0, 0.0, 2.0]
         assert json.loads(file.metadata()["size"]) == [64, 80]
     assert (tmp_path / "out" / "features.png").stat().st_size > 0
+
+
+def test_a_file_is_read_part_by_part_with_the_same_result(clip, monkeypatch):
+    config = ExtractConfig(clip, stride=2, size=64)
+    whole = clip_frames(config, 16)
+    monkeypatch.setattr("backbones.extract.AT_ONCE", 2)
+    assert whole.shape == (6, 3, 64, 80) and torch.equal(clip_frames(config, 16), whole)
+    every = clip_frames(ExtractConfig(clip, size=64), 16)
+    assert torch.equal(every[::2], whole)
 
 
 def test_stretches_end_with_the_clip_whatever_its_length():

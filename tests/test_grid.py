@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from finetune import robot
 from finetune.grid import KEY, draw_arms, gain, measure
+from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Rows
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,18 @@ def test_what_a_cut_left_of_other_settings_is_not_gone_on_with(tmp_path, monkeyp
             measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
     with pytest.raises(ValueError, match="steps was 2 and is 3"):
         measure("arm", {"para": robot.RobotConfig(task="reach-v3", steps=3)}, rows, tmp_path / "work", Console(quiet=True))
+
+
+def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
+    rows = Rows(tmp_path / "rows.json", {}, KEY)
+    config = robot.RobotConfig(task="reach-v3")
+    key = {"task": "reach-v3", "demos": config.demos, "seed": 0, "arm": "arm", "policy": "para"}
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("measured"))
+    rows.add({**key, "schedule": asdict(DEFAULT_SCHEDULE)})
+    measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
+    rows.add({**key, "schedule": asdict(replace(DEFAULT_SCHEDULE, executed=3))})
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
 
 
 def test_arms_are_drawn(tmp_path):

@@ -242,9 +242,9 @@ def test_the_readme_shows_a_picture_and_the_two_commands() -> None:
 
 
 def test_every_make_target_that_is_spoken_of_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
-        spoken = set(re.findall(r"(?:`|^|\$ )make ([a-z]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.M))
+        spoken = set(re.findall(r"(?:`|^|\$ )make ([a-z-]+)", (ROOT / name).read_text(encoding="utf-8"), flags=re.M))
         assert spoken <= targets, name
 
 
@@ -303,6 +303,23 @@ def test_a_result_s_name_says_which_of_two_precisions_it_is_of():
         for versions in ({}, {"versions": {"precision": "bf16"}}, {"versions": {"precision": "float32"}})
     ]
     assert told == ["robot-push-20-steps-10"] * 2 + ["robot-push-20-steps-10-float32"]
+
+
+def test_what_bounds_policies_stands_under_the_view_that_it_was_measured_in():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
+    summary = json.loads((ROOT / "results" / "robot-pick-place-5.json").read_text())
+    for policy in summary["policies"].values():
+        policy["cells"] = dict(reversed(policy["cells"].items()))
+    line = next(line for line in script["robot_table"](summary).splitlines() if line.startswith("| expert"))
+    assert [cell.strip() for cell in line.strip("|").split("|")][1:4] == ["", "50/50 (93%-100%)", ""]
+
+
+def test_the_errors_of_circles_are_told_of_the_policy_that_made_them():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))
+    summary = json.loads((ROOT / "results" / "circles.json").read_text())
+    assert "| PARA head |" in script["circles_table"](summary)
+    summary["config"]["policy"] = "regression"
+    assert "| PARA head |" not in script["circles_table"](summary)
 
 
 def test_results_have_names_of_their_own_that_stay(tmp_path):

@@ -18,6 +18,7 @@ from backbones.latent import (
     block_taps,
     token_maps,
 )
+from tests.tiny_models import tiny
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -311,6 +312,17 @@ def test_the_loss_alone_is_that_of_joint_and_costs_one_forward(level: float | No
 def test_impossible_taps_and_levels_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Oracle(**wrong)
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "mochi", "cogvideox-2b", "animatediff"])
+def test_models_that_text_alone_tells_are_not_read_at_pure_noise(name: str) -> None:
+    with pytest.raises(ValueError, match="level 1 is pure noise, which tells this model nothing"):
+        tiny(name, level=1.0)
+
+
+def test_the_highest_level_is_the_highest_however_it_is_given() -> None:
+    for level, most in ((None, 1), (700.0, 1), (10.0, 8)):
+        assert tiny("svd", level=level, max_context=None).spec.contexts == (1, most)
 
 
 def test_a_horizon_that_fills_no_map_is_refused_in_training() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from backbones.mini import MiniVideo
+from para_video.checkpoint import WEIGHTS_FILE
 from para_video.runs import (
     LOCK_FILE,
     SETTINGS_FILE,
@@ -53,6 +54,20 @@ def test_several_processes_do_not_share_an_offloaded_model():
     check_processes({"offload": "none"}, 2)
 
 
+def test_a_run_does_not_go_on_from_another_start(tmp_path):
+    accelerator, backbone = make_accelerator("no"), MiniVideo(width=8, channels=8, depth=1)
+    start = tmp_path / "circles"
+    start.mkdir()
+    (start / WEIGHTS_FILE).write_bytes(b"first")
+    same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+    for _ in range(2):
+        same_source(tmp_path, backbone, [start], accelerator)
+        same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+    (start / WEIGHTS_FILE).write_bytes(b"second")
+    with pytest.raises(ValueError, match=r"began with other weights than \['.*circles'\] hold now"):
+        same_source(tmp_path, backbone, [start], accelerator)
+
+
 @pytest.mark.parametrize(("old", "source"), [(True, True), (True, False), (False, True)])
 def test_a_run_that_did_not_keep_its_source_goes_on_and_says_so_once(old, source, tmp_path, capsys):
     """old: whether it has content. source: whether its backbone has weights from one."""
@@ -63,7 +78,7 @@ def test_a_run_that_did_not_keep_its_source_goes_on_and_says_so_once(old, source
         (tmp_path / "training.safetensors").write_bytes(b"work")
     said = []
     for _ in range(2):
-        same_source(tmp_path, backbone, accelerator)
+        same_source(tmp_path, backbone, [], accelerator)
         said.append(capsys.readouterr().err)
     assert ("does not say on which weights this run began" in said[0]) == (old and source) and not said[1]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from nbclient import NotebookClient
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,7 @@ from backbones import build_backbone
 from finetune import robot
 from para_video.agent import VideoPolicy
 from para_video.batches import Augmentation
-from para_video.checkpoint import PolicySpec, initialise, load_policy, read_weights
+from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, record_demos
 from para_video.hand import Hand
 from para_video.motion import MotionVideos
@@ -142,10 +143,23 @@ def test_what_a_backbone_refuses_is_refused_before_anything_is_recorded(tmp_path
         (wan | tiny_options("wan2.1-i2v-14b", max_horizon=4), "predicts 0 to 4 .*; pass --horizon 4, or"),
         (tiny_options("svd", offload="model", device="cpu"), 'with "offload" .* no generative loss .*: leave it out of --backbone'),
         (tiny_options("wan2.1-t2v-1.3b", truncate=True), 'with "truncate" .* no generative loss .*: leave it out of --backbone'),
+        ({"horizon": 36, "backbone_options": '{"max_horizon": 36}'}, "clips of 40 frames .36 of them future.*: lower --horizon"),
     ]):  # fmt: skip
         with pytest.raises(ValueError, match=message) as told:
             video.main(video.VideoConfig(**options, out=tmp_path / str(i)))
         assert "\n" not in str(told.value)
+
+
+def test_no_episodes_are_recorded_that_nothing_is_trained_on(tmp_path, monkeypatch):
+    """Of a model that draws, training episodes are for the probe; with one frame seen there is no velocity to compare it with."""
+    with MetaWorldEnv("reach-v3", size=64) as env:
+        episodes = record_clips(env, ClipPlan(3, frames=8)).demos
+    recorded = []
+    monkeypatch.setattr(video, "simulated", lambda config, held_out: recorded.append(held_out) or episodes)
+    config = video.VideoConfig(
+        procedural=True, contexts=(1,), steps=1, batch_size=2, samples=2, sampling_steps=2, horizon=3, size=64, out=tmp_path / "run"
+    )
+    assert "gripper_error_px" not in video.main(config)["unseen"]["1"] and recorded == [True]
 
 
 def test_a_video_shorter_than_a_clip_is_refused_at_once(own_videos, tmp_path):
@@ -465,6 +479,51 @@ def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change,
     assert robot.checked(DemoSet((demo,)), config).demos == (demo,)
     with pytest.raises(ValueError, match=message):
         robot.checked(DemoSet((replace(demo, **change),)), config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_options": '{"grid": 7}'}, "make no head: grid must be a positive multiple of 8"),
+        ({"head_options": '{"hidden": "x"}'}, "head_options .* make no head"),
+        ({"head_options": '{"lift": "plane"}'}, "make no head: unknown lift 'plane'"),
+        ({"extra_videos": Path("no/such/folder"), "video_steps": 1}, "no/such/folder is not a folder"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_recorded(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
+    with pytest.raises(ValueError, match=message):
+        robot.main(robot.RobotConfig(**LOADED, **options, out=tmp_path / "run"))
+
+
+def test_extra_videos_that_are_too_short_are_told_before_anything_is_recorded(own_videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
+    config = robot.RobotConfig(**LOADED, context=3, extra_videos=own_videos, video_steps=1, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="0.mp4 has 8 frames, clips span 9; remove the file"):
+        robot.main(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": "heads", "backbone_learning_rate": 1e-3}, "backbone_learning_rate is for a backbone that learns"),
+        ({"policies": "act", "head_options": '{"grid": 32}'}, "head_options are PARA's: .* 'act'"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        robot.RobotConfig(**options)
+
+
+def test_a_baseline_may_share_nothing_with_the_heads_that_para_starts_from(tmp_path):
+    """Of a frozen backbone with a source, a checkpoint holds the head alone."""
+    save_file({"head.kernel.weight": torch.ones(256, 64)}, tmp_path / WEIGHTS_FILE)
+    config = robot.RobotConfig(backbone="mini-random", init=str(tmp_path))
+    modules = {"act": torch.nn.Linear(2, 2), "video": torch.nn.Linear(2, 2), "para": torch.nn.Linear(2, 2)}
+    for name in ("act", "video"):
+        config.start(modules[name], name, Console(quiet=True))
+    with pytest.raises(ValueError, match="nothing in .* fits"):
+        config.start(modules["para"], "para", Console(quiet=True))
 
 
 def test_azimuths_name_their_cells():

@@ -527,10 +527,10 @@ def saved(name: str) -> Path:
     return folder
 
 
-def tiny(name: str) -> VideoBackbone:
-    """A tiny model, loaded as a user loads the real one."""
+def tiny(name: str, **more) -> VideoBackbone:
+    """A tiny model, loaded as a user loads the real one, with more options."""
     folder = saved(name)
-    options = {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in TINY[name].options.items()}
+    options = {key: v.format(folder=folder) if isinstance(v, str) else v for key, v in TINY[name].options.items()} | more
     return backbone_class(name).from_pretrained(str(folder), **options).eval()
 
 
