@@ -20,7 +20,7 @@ REQUIRES = [
     "pillow>=10.1",
     "scikit-image>=0.24",
     "scipy>=1.15",
-    "av>=12",
+    "av>=14.1",
     "decord>=0.6; sys_platform == 'linux' and platform_machine == 'x86_64'",
 ]
 

@@ -392,10 +392,10 @@ REMARKS = "\n\n".join((__doc__ or "").strip().split("\n\n")[-2:])
 HEADING = f"""# Every claim, measured
 
 Closed-loop success in Meta-World. This page is written by `benchmarks/claims.py` from the rows of measured cells; nothing is typed.
-Percentages are means over tasks, all of which count alike. Intervals are 95 %. A task's is Wilson's for one training seed, else of
-a bootstrap over training seeds and episodes, as also where views are averaged; where all its episodes went alike it is Wilson's
-again. A mean's is made of its tasks' (`para_video.statistics.success_rate`). Differences are of paired episodes, which are the same
-for every policy, by the bootstrap and in percentage points. With one training seed, intervals are over episodes alone.
+Percentages are means over tasks, all of which count alike. Intervals are 95 %. A task's is Wilson's of its episodes, and with
+several training seeds at least as wide as of a bootstrap over training seeds and episodes; a mean's is made of its tasks'
+(`para_video.statistics.success_rate`). Differences are of paired episodes, which are the same for every policy, by the bootstrap
+and in percentage points. With one training seed, intervals are over episodes alone.
 
 {REMARKS}
 """

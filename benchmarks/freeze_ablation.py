@@ -20,6 +20,7 @@ from rich.console import Console
 from backbones import shipped_weights
 from finetune.grid import KEY, cell, draw_arms, measure
 from finetune.robot import RobotConfig
+from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows
@@ -105,7 +106,8 @@ def write(config: Config, rows: Rows) -> None:
     made = (
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
         f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view; "
-        f"{len(arms)} of {len(ARMS)} ways are measured."
+        f"{len(arms)} of {len(ARMS)} ways are measured; {sum(row['seconds'] for row in found) / 3600:.1f} hours of training, that "
+        f"of backbones before it left out; {made_with(found)}."
     )
     for page in (config.page, README) if config.page == PAGE else (config.page,):
         write_table(page, "benchmarks/freeze_ablation.py", ["start, tuning, training", *titles], table, made, heading=HEADING)

@@ -43,8 +43,10 @@ def measure(
     for name, given in configs.items():
         key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
         folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")
-        if any(counts(row) for row in rows.find(**key)):
-            continue
+        if kept := rows.find(**key):
+            if counts(kept[0]):
+                continue
+            shutil.rmtree(folder / name, ignore_errors=True)  # a policy of the other schedule, and what it did
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         demos = robot.demonstrations(config, console).demos

@@ -225,8 +225,6 @@ class RobotConfig:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
         if self.backbone_learning_rate is not None and self.train == "heads":
             raise ValueError("backbone_learning_rate is for a backbone that learns: leave it out with --train heads")
-        if self.head_options != "{}" and "para" not in self.policy_names:
-            raise ValueError(f"head_options are PARA's: leave them out, or add para to the policies {self.policies!r}")
         self.views, self.options, self.para_options  # noqa: B018 - to parse them at once
 
     @property
@@ -267,7 +265,8 @@ class RobotConfig:
         part = "" if self.init_part == "both" else self.init_part
         for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
             if folder is not None:
-                needed = taken == "backbone" or name == "para"  # a head's weights may be nothing to a baseline, or to a predictor
+                # heads may share nothing with a baseline, nor with a predictor: what is needed is the backbone, if there is one
+                needed = name == "para" or (taken != "head" and any(key.startswith("backbone.") for key in read_weights(folder)))
                 fitting, own = initialise(module, folder, part=taken, needed=needed)
                 console.print(f"{name} starts from {folder}: {fitting} of {own} tensors")
 
@@ -690,6 +689,8 @@ def main(config: RobotConfig) -> dict[str, Any]:
         config.env(shift).close()  # and whether the task has such a workspace
     if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
+    if config.head_options != "{}" and "para" not in config.policy_names and not config.resume:
+        raise ValueError(f"head_options are PARA's: leave them out, or add para to the policies {config.policies!r}")
     per_process(config.batch_size, accelerator.num_processes)
     first: VideoBackbone | None = first_backbone(config, accelerator)
     check_head(config, first.spec.channels)

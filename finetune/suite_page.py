@@ -242,14 +242,21 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     amounts = sorted({(row["steps"], row.get("batch_size", settings["batch_size"])) for row in trained})
     training = sum(once.values()) / 3600
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
-    titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
     executed = sorted({row["schedule"]["executed"] for row in trained})
-    precisions = sorted({precision_in(row) for row in trained})
-    versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in trained}))}" for name, title in titles.items()]
     return (
         f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
         f"{', '.join(f'{steps} steps of {clips} clips' for steps, clips in amounts)}, training seeds {', '.join(map(str, seeds))}, "
         f"{' or '.join(map(str, executed))} targets of a decision carried out; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "
-        f"{' and '.join(precisions)}; {', '.join(versions)}."
+        f"{made_with(trained)}."
     )
+
+
+def made_with(rows: Sequence[Row]) -> str:
+    """The precision and the versions that rows name, if any does."""
+    told = [row for row in rows if "versions" in row]
+    titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
+    versions = [
+        f"{title} {' and '.join(sorted({row['versions'][name] for row in told}))}" for name, title in titles.items() if told
+    ]
+    return "; ".join(filter(None, [" and ".join(sorted({precision_in(row) for row in told})), ", ".join(versions)]))

@@ -217,9 +217,13 @@ class VideoPolicy(nn.Module):
                 "pass a pose, and the opening over the widest"
             )
         pose = given[None].float()
-        rotation = pose[0, :3, :3]
-        if not bool(pose.isfinite().all()) or float((rotation @ rotation.mT - torch.eye(3).to(rotation)).abs().max()) > 1e-2:
-            raise ValueError(f"end_effector must be a finite rigid motion (world_T_gripper), got {given.tolist()}")
+        rotation, bottom = pose[0, :3, :3], pose[0, 3] - pose.new_tensor([0, 0, 0, 1])
+        defect = torch.cat([(rotation @ rotation.mT - torch.eye(3).to(rotation)).flatten(), bottom]).abs().max()
+        if not (bool(pose.isfinite().all()) and float(defect) <= 1e-2 and float(torch.linalg.det(rotation)) > 0):
+            raise ValueError(
+                f"end_effector must be a rigid motion (world_T_gripper), finite, neither scaled, mirrored nor transposed; got "
+                f"{given.tolist()}"
+            )
         view, device = observation.views[self.view], self.backbone.device
         frames, _, *size = view.clip.shape
         if any(wanted not in (None, given) for wanted, given in zip(self.clip_shape, (frames, *size), strict=True)):

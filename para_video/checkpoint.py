@@ -59,14 +59,23 @@ class PolicySpec:
     hand: Hand | None = None
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {
-            "backbone": str, "head": str, "times": tuple, "context": int, "size": tuple | None, "schedule": Schedule,
-            "backbone_options": Mapping, "head_options": Mapping, "hand": Hand | None,
-        }  # fmt: skip
-        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
-        if wrong or not self.times or not all(isinstance(time, int | float) for time in self.times) or self.context < 1:
-            told = {name: getattr(self, name) for name in wrong or ("times", "context")}
-            raise ValueError(f"a policy wants times, at least one, context >= 1, and import strings as text; got {told}")
+        whole = lambda *numbers: all(isinstance(number, int) and number >= 1 for number in numbers)  # noqa: E731
+        fits = {
+            "backbone": isinstance(self.backbone, str),
+            "head": isinstance(self.head, str),
+            "times": isinstance(self.times, tuple) and len(self.times) > 0 and all(isinstance(t, int | float) for t in self.times),
+            "context": whole(self.context),
+            "size": self.size is None or (isinstance(self.size, tuple) and len(self.size) == 2 and whole(*self.size)),
+            "schedule": isinstance(self.schedule, Schedule),
+            "backbone_options": isinstance(self.backbone_options, Mapping),
+            "head_options": isinstance(self.head_options, Mapping),
+            "hand": isinstance(self.hand, Hand | None),
+        }
+        if wrong := {name: getattr(self, name) for name, fit in fits.items() if not fit}:
+            raise ValueError(
+                "a policy has import strings, a tuple of at least one time, context >= 1, a size (height, width) or None, and "
+                f"mappings of options; got {wrong}"
+            )
 
     def build(self, *, trusted: Sequence[str] = (), frozen: bool = False, backbone: VideoBackbone | None = None) -> VideoPolicy:
         """The policy with fresh weights, drawn from torch's random state, but for those that its backbone has from a source.
@@ -260,8 +269,12 @@ def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, An
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """12 hexadecimal digits of a checkpoint's weights file: others for other weights."""
-    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:12]
+    """12 hexadecimal digits of a checkpoint's weights file: others for other weights.
+
+    Raises:
+        FileNotFoundError: no weights there.
+    """
+    return hashlib.sha256(_weights_file(folder).read_bytes()).hexdigest()[:12]
 
 
 def load_backbone(backbone: VideoBackbone, folder: Path) -> None:
@@ -312,11 +325,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: no weights there. ValueError: a damaged file or NaN weights.
     """
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS_FILE}"))]
-        remedy = f"pass one of {[str(path) for path in inside]}" if inside else f"pass a folder that holds {WEIGHTS_FILE}"
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {WEIGHTS_FILE}; {remedy}")
+    path = _weights_file(folder)
     try:
         weights = load_tensors(path.read_bytes())
     except SafetensorError as error:
@@ -325,6 +334,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if bad:
         raise ValueError(f"{path} holds NaN or infinite weights in {bad[:4]}; train it again")
     return weights
+
+
+def _weights_file(folder: Path) -> Path:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS_FILE}"))]
+        remedy = f"pass one of {[str(path) for path in inside]}" if inside else f"pass a folder that holds {WEIGHTS_FILE}"
+        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {WEIGHTS_FILE}; {remedy}")
+    return path
 
 
 def initialise(policy: nn.Module, folder: Path, *, part: str = "", needed: bool = True) -> tuple[int, int]:

@@ -75,8 +75,8 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
             raise ValueError(
                 f"--resume needs --out with the folder of the interrupted run, where {SETTINGS_FILE} lies; got {wanted}"
             )
-        if accelerator.is_main_process and not _taken(wanted):
-            raise FileExistsError(f"another run writes to {wanted}: wait until it has ended, or choose another --out")
+        if accelerator.is_main_process:
+            _take(wanted)
         return wanted
     chosen = [wanted]
     if wanted is None and accelerator.is_main_process:
@@ -86,8 +86,9 @@ def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: 
         chosen = [folder]
     folder = broadcast_object_list(chosen)[0]
     if accelerator.is_main_process:
-        if not (_free(folder) and _taken(folder)):
+        if not _free(folder):
             raise FileExistsError(f"{folder} exists already: add --resume to go on with it, or choose another --out")
+        _take(folder)
         (folder / SETTINGS_FILE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return folder
@@ -100,6 +101,11 @@ def _free(folder: Path) -> bool:
 
 _LOCKS: dict[Path, FileLock] = {}
 """Of the folders that this process writes to, until it ends."""
+
+
+def _take(folder: Path) -> None:
+    if not _taken(folder):
+        raise FileExistsError(f"another run writes to {folder}: wait until it has ended, or choose another --out")
 
 
 def _taken(folder: Path) -> bool:

@@ -43,9 +43,9 @@ def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, f
 def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
     """Success over tasks, all of which count alike.
 
-    A task's interval is Wilson's for one training seed, else `bootstrap`'s, as also for outcomes between 0 and 1; where all its
-    episodes went alike, of which a bootstrap makes no width, Wilson's of as many episodes as differ, which training seeds share.
-    The distances of these from their rates add up to the mean's as those of independent errors do (Zou and Donner 2008,
+    A task's interval is Wilson's of its episodes, and with several training seeds, which share them, at least as wide as
+    `bootstrap`'s to either side. Outcomes between 0 and 1 count as that much of a success, which is at least as wide as they
+    deserve. The distances of these from their rates add up to the mean's as those of independent errors do (Zou and Donner 2008,
     "Construction of confidence limits about effect measures").
 
     Args:
@@ -62,10 +62,11 @@ def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
 
 def _task_rate(table: NDArray[np.float64], seed: int) -> Estimate:
     episodes = table.mean(0)
-    kinds = set(table.flat)
-    if len(kinds) == 1 or (len(table) == 1 and kinds <= {0.0, 1.0}):
-        return Estimate(float(episodes.mean()), *wilson_interval(float(episodes.sum()), len(episodes)))
-    return bootstrap([table], seed)
+    low, high = wilson_interval(float(episodes.sum()), len(episodes))
+    if len(table) == 1:
+        return Estimate(float(episodes.mean()), low, high)
+    drawn = bootstrap([table], seed)
+    return Estimate(drawn.mean, min(low, drawn.low), max(high, drawn.high))
 
 
 def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: int = 0) -> Estimate:

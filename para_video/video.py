@@ -28,8 +28,7 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 UNINDEXED = (".avi", ".mkv", ".webm")
 """Of these, which open as if nothing were missing when their end is: only reading to the end tells."""
 MISSING_S = 1.0
-"""Seconds that may be missing at the end of a file that tells its duration, but not how many frames it has: how long the last one
-lasts is not told either."""
+"""Seconds that may be missing at the end of such a file, whose last frame may last longer than it says."""
 
 
 class VideoError(ValueError):
@@ -273,18 +272,22 @@ def _packets(path: Path, *version: int) -> int:
                 # packets marked for discard lie outside what an edited file plays, though its header counts them
                 discarded += packet.is_discard
                 count += packet.size > 0 and not packet.is_discard
-                end = max(end, float(packet.pts * packet.time_base) if packet.pts is not None else 0.0)
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
-        if count == 0 or count + discarded < stream.frames:
-            raise _unreadable(path, f"{count} of {stream.frames} frames")
-        if end < (told := _told_seconds(stream)) - MISSING_S:
-            raise _unreadable(path, f"its last frame comes at {end:.1f} s of {told:.1f} s")
+        if count == 0:
+            raise _unreadable(path, "no frames")
+        if end < (told := _told_seconds(container, stream)) - MISSING_S:
+            raise _unreadable(path, f"its frames end at {end:.1f} s of {told:.1f} s")
     return count
 
 
-def _told_seconds(stream) -> float:
-    """The duration that a Matroska or WebM file tells of a stream, h:m:s; 0 where it tells none, as recordings of browsers."""
+def _told_seconds(container, stream) -> float:
+    """The duration that the header tells of a stream: of an AVI file frames over their rate, of a Matroska or WebM file h:m:s. 0
+    where it tells none, as recordings of browsers, and of other files."""
+    if container.format.name == "avi":
+        return stream.frames / float(stream.average_rate or 1)
     hours, minutes, seconds = (*stream.metadata.get("DURATION", "").split(":"), "", "")[:3]
     try:
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)

@@ -27,7 +27,7 @@ from backbones import backbone_options, import_string, shipped_weights, trusted_
 from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics
 from para_video.batches import CircleBatches, circle_batch
-from para_video.checkpoint import PolicySpec, initialise, read_weights, save_policy
+from para_video.checkpoint import PolicySpec, initialise, save_policy
 from para_video.circles import CircleVideos
 from para_video.figures import (
     draw_points,
@@ -221,8 +221,6 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     policy = spec.build(trusted=trusted_packages(config.backbone), frozen=config.train == "heads")
     starts = [folder for folder in (shipped_weights(config.backbone), config.init) if folder is not None]
-    for folder in starts:
-        read_weights(folder)  # what is wrong with them is told as errors of a start are
     same_source(out, policy.backbone, starts, accelerator)
     try_out(policy.backbone, (1 - config.observed, *spec.times), config.observed, config.size)
     if config.train == "heads" and not (starts or "source" in spec.backbone_options):

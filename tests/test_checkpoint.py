@@ -105,6 +105,8 @@ def test_truncated_files_are_named(tmp_path, name):
         (("policy", "backbone"), 3),
         (("policy", "times"), []),
         (("policy", "context"), "x"),
+        (("policy", "size"), [64]),
+        (("policy", "size"), [-1, 0]),
         (("policy", "schedule"), None),
         (("frozen",), "yes"),
         (("told",), [1]),

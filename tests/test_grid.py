@@ -54,8 +54,12 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
     rows.add({**key, "schedule": asdict(DEFAULT_SCHEDULE)})
     measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
     rows.add({**key, "schedule": asdict(replace(DEFAULT_SCHEDULE, executed=3))})
+    kept = tmp_path / "work" / "reach-v3-5-0" / "arm" / "para" / "cells.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
     with pytest.raises(pytest.fail.Exception, match="measured"):
         measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
+    assert not kept.exists(), "what it did by the other schedule"
 
 
 def test_arms_are_drawn(tmp_path):

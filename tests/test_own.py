@@ -59,8 +59,9 @@ def test_a_policy_acts_on_the_observation() -> None:
     for wrong in ((pose[:3, 3], 1.0), (pose, 5.0)):
         with pytest.raises(ValueError, match=r"end_effector \(4, 4\) and gripper_opening in \[0, 1\], got"):
             policy.act(names["observe"](frames, *wrong))
-    for wrong_pose in (2 * pose, 0 * pose, pose * float("nan")):
-        with pytest.raises(ValueError, match="end_effector must be a finite rigid motion"):
+    mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1]))
+    for wrong_pose in (2 * pose, 0 * pose, pose * float("nan"), mirror @ pose, pose.mT):
+        with pytest.raises(ValueError, match="end_effector must be a rigid motion"):
             policy.act(names["observe"](frames, wrong_pose, 1.0))
     observed = names["observe"](frames, pose, 1.0)
     view = observed.views["main"]

@@ -127,7 +127,7 @@ def test_a_folder_that_another_process_writes_to_is_taken(tmp_path, monkeypatch)
         assert process.stdout.readline() == "held\n"
         assert output_folder(None, "robot", resume=False, accelerator=accelerator) == Path("runs/robot-2")
         for resume in (False, True):
-            with pytest.raises(FileExistsError, match="runs/robot"):
+            with pytest.raises(FileExistsError, match="another run writes to runs/robot: wait until it has ended"):
                 output_folder(other, "robot", resume=resume, accelerator=accelerator)
         process.communicate("")
     assert output_folder(other, "robot", resume=True, accelerator=accelerator) == other

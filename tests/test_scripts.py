@@ -510,20 +510,25 @@ def test_extra_videos_that_are_too_short_are_told_before_anything_is_recorded(ow
         ({"policies": "act", "head_options": '{"grid": 32}'}, "head_options are PARA's: .* 'act'"),
     ],
 )
-def test_options_that_would_change_nothing_are_refused(options, message):
+def test_options_that_would_change_nothing_are_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
     with pytest.raises(ValueError, match=message):
-        robot.RobotConfig(**options)
+        robot.main(robot.RobotConfig(**options, out=tmp_path / "run"))
 
 
 def test_a_baseline_may_share_nothing_with_the_heads_that_para_starts_from(tmp_path):
-    """Of a frozen backbone with a source, a checkpoint holds the head alone."""
-    save_file({"head.kernel.weight": torch.ones(256, 64)}, tmp_path / WEIGHTS_FILE)
-    config = robot.RobotConfig(backbone="mini-random", init=str(tmp_path))
-    modules = {"act": torch.nn.Linear(2, 2), "video": torch.nn.Linear(2, 2), "para": torch.nn.Linear(2, 2)}
-    for name in ("act", "video"):
-        config.start(modules[name], name, Console(quiet=True))
-    with pytest.raises(ValueError, match="nothing in .* fits"):
-        config.start(modules["para"], "para", Console(quiet=True))
+    """Of a frozen backbone with a source, a checkpoint holds the head alone; a backbone that does not fit is an error."""
+    for part in ("head", "backbone"):
+        (tmp_path / part).mkdir()
+        save_file({f"{part}.kernel.weight": torch.ones(256, 64)}, tmp_path / part / WEIGHTS_FILE)
+    heads, backbones = (robot.RobotConfig(backbone="mini-random", init=str(tmp_path / part)) for part in ("head", "backbone"))
+    for name in ("act", "video", "para"):
+        for config in (heads, backbones):
+            if (config, name) in ((heads, "act"), (heads, "video")):
+                config.start(torch.nn.Linear(2, 2), name, Console(quiet=True))
+            else:
+                with pytest.raises(ValueError, match="nothing in .* fits"):
+                    config.start(torch.nn.Linear(2, 2), name, Console(quiet=True))
 
 
 def test_azimuths_name_their_cells():

@@ -92,7 +92,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
         bootstrap([np.zeros((0, 5))])
 
 
-def test_shares_between_0_and_1_get_a_bootstrap():
+def test_shares_of_a_success_widen_no_less_than_successes():
     found = success_rate([[[0.5, 1.0, 0.0, 0.5, 1.0, 1.0]]])
-    assert found.mean == pytest.approx(2 / 3) and found.low < found.mean < found.high
-    assert (found.low, found.high) != wilson_interval(4, 6)
+    assert (found.mean, found.low, found.high) == pytest.approx((2 / 3, *wilson_interval(4, 6)))
+
+
+@pytest.mark.parametrize("more", [[[0.5] + [0] * 23], [[1] + [0] * 23, [0] * 24, [0] * 24]], ids=["share", "training seeds"])
+def test_a_success_is_no_evidence_against_success(more: list) -> None:
+    none = np.zeros_like(np.asarray(more, dtype=float))
+    assert success_rate([more]).high > success_rate([none]).high

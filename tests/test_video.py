@@ -4,6 +4,7 @@ import importlib.util
 import os
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -89,10 +90,10 @@ def test_truncated_files_are_named(tmp_path: Path, decoder: str, index: str):
         read_video(cut, decoder=decoder)
 
 
-def encoded(path: Path, frames: np.ndarray, codec: str) -> None:
-    """Ten frames a second in the container that the name says."""
+def encoded(path: Path, frames: np.ndarray, codec: str, rate: Fraction = Fraction(10)) -> None:
+    """So many frames a second in the container that the name says."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -113,6 +114,12 @@ def test_files_that_open_without_their_end_are_named(tmp_path: Path, decoder: st
         with pytest.raises(VideoError, match=rf"cut\{suffix} cannot be decoded.*truncated"):
             read(cut)
     assert len(read_video(cut, [0, 5]).frames) == 2, "what is there can be asked for"
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+def test_slow_files_are_whole(tmp_path: Path, suffix: str):
+    encoded(tmp_path / f"slow{suffix}", np.zeros((10, 64, 96, 3), np.uint8), "mpeg4", Fraction(1, 2))
+    assert count_frames(tmp_path / f"slow{suffix}") == 10
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
