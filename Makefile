@@ -14,6 +14,7 @@ help:  ## this list
 venv: $(STAMP)  ## .venv with the library, the simulator, the notebooks and the developer tools
 
 $(STAMP): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make venv PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,notebooks,image,dev]'
 	@touch $@

@@ -44,4 +44,6 @@ setup(
     package_data={"backbones": ["weights/*/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
+    # by a path, not by an import hook: else a clone's folder, seen from its parent, would pass for the package
+    options={"editable_wheel": {"mode": "compat"}},
 )

@@ -111,20 +111,22 @@ class Shared:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Maps (b * s, c, h, w) by scale, as far as they were computed; `seen` is what the encoder gives the last scale."""
+    """Maps (b * s, c, h, w) by scale, as far as they were computed, and what the encoder makes of each frame by itself, finest
+    first."""
 
-    coarse: Tensor
+    encoded: tuple[Shared, Shared, Shared]
+    coarse: Tensor | None = None
     middle: Tensor | None = None
     fine: Tensor | None = None
-    seen: Tensor | None = None
 
     def read(self, tap: str) -> Tensor:
         """The maps of a tap."""
+        if tap == "encoder":
+            return torch.cat([_enlarged(maps.frames(), 2**scale) for scale, maps in enumerate(self.encoded)], 1)
         if tap != "joined":
             return getattr(self, tap)
-        assert self.middle is not None and self.fine is not None and self.seen is not None
-        middle = F.interpolate(self.middle, scale_factor=2, mode="bilinear", align_corners=False)
-        return torch.cat([self.fine, self.seen, middle], 1)
+        assert self.middle is not None and self.fine is not None
+        return torch.cat([self.fine, self.encoded[0].frames(), _enlarged(self.middle, 2)], 1)
 
 
 class MiniVideo(VideoBackbone):
@@ -136,8 +138,8 @@ class MiniVideo(VideoBackbone):
         depth: attention blocks inside frames, at stride 16; one through time follows.
         max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
         tap: where features are read: "coarse" (stride 16, after attention), "middle" (8), "fine" (4), or "joined": fine, middle and
-            what the encoder saw at the fine scale, for fine maps alone know what changes. Later layers are left out where they are
-            not needed to draw the future.
+            what the encoder saw at the fine scale, for fine maps alone know what changes; or "encoder": what it saw at all three
+            scales, before any attention. Later layers are left out where they are not needed to draw the future.
         level: the noise level that features are read at. Below 1 the future is first drawn down to it, in `denoising_steps` steps
             from the same noise for every clip.
 
@@ -161,8 +163,8 @@ class MiniVideo(VideoBackbone):
     ) -> None:
         super().__init__()
         taps = {
-            "joined": (channels + 3 * width, STRIDE), "fine": (channels, STRIDE), "middle": (2 * width, 2 * STRIDE),
-            "coarse": (4 * width, 4 * STRIDE),
+            "joined": (channels + 3 * width, STRIDE), "encoder": (7 * width, STRIDE), "fine": (channels, STRIDE),
+            "middle": (2 * width, 2 * STRIDE), "coarse": (4 * width, 4 * STRIDE),
         }  # fmt: skip
         if tap not in taps or not 0 < level <= 1 or denoising_steps < 1:
             raise ValueError(
@@ -237,12 +239,16 @@ class MiniVideo(VideoBackbone):
             future = beside + self.stem_future.bias[:, None, None]
         fine = Shared(stem, future, b, groups).map(F.silu).map(self.down1)
         middle = fine.map(self.down2)
-        coarse = middle.map(self.down3).map(self._through_space).frames()
+        deep = middle.map(self.down3)
+        encoded = (fine, middle, deep)
+        if tap == "encoder":
+            return Decoded(encoded)
+        coarse = deep.map(self._through_space).frames()
         coarse = self._through_time(coarse.unflatten(0, (b, t + groups)), self._embedding(t, groups, sigma))
         if tap == "coarse":
-            return Decoded(coarse)
+            return Decoded(encoded, coarse)
         between = self.up2(coarse, middle)
-        return Decoded(coarse, between) if tap == "middle" else Decoded(coarse, between, self.up1(between, fine), fine.frames())
+        return Decoded(encoded, coarse, between, None if tap == "middle" else self.up1(between, fine))
 
     def _times(self, t: int, groups: int, device: torch.device) -> Tensor:
         """(t + groups,) centres of the frames that each map describes."""
@@ -409,6 +415,10 @@ def pulled(image: Tensor, shift: Tensor) -> Tensor:
     grid = (2 * places + 1) / places.new_tensor([w, h]) - 1
     found = F.grid_sample(image, grid.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False)
     return found.view(b, 3, n, h, w).transpose(1, 2)
+
+
+def _enlarged(maps: Tensor, factor: int) -> Tensor:
+    return maps if factor == 1 else F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def _shown(t: int, since: float | None) -> int:

@@ -98,6 +98,7 @@ def main(config: Config) -> list[Row]:
                 limit = doubt_limit(trained, config) if arm == PLAIN else rows.find(**trained.key, arm=PLAIN)[0]["limit"]
                 trained.add(rows, {"limit": limit, **act(trained, arm, limit, shifts, config)}, arm=arm)
     write(config, rows)
+    print(f"tables and figures: {config.page}")
     return rows.find()
 
 

@@ -67,6 +67,7 @@ def main(config: Config) -> list[Row]:
         if trained.missing(rows):
             trained.add(rows, measure(trained, config))
     write(config, rows)
+    print(f"tables and figures: {config.page}")
     return rows.find()
 
 

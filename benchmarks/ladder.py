@@ -73,6 +73,7 @@ def main(config: Config) -> list[Row]:
             if trained.missing(rows, arm=arm_of(parts)):
                 trained.add(rows, climb(trained, parts, shifts, config), arm=arm_of(parts))
     write(config, rows)
+    print(f"tables and figures: {config.page}")
     return rows.find()
 
 

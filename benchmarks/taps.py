@@ -53,7 +53,7 @@ class Config:
     steps: int = 500
     copies: int = 3
     seed: int = 0
-    taps: tuple[str, ...] = ("coarse", "middle", "fine", "joined")
+    taps: tuple[str, ...] = ("encoder", "coarse", "middle", "fine", "joined")
     levels: tuple[float, ...] = (1.0, 0.8, 0.6, 0.3)
     denoising_steps: tuple[int, ...] = (1, 1, 2, 4)
     out: Path = Path("runs/taps")

@@ -1,7 +1,7 @@
 """Fine-tune robot policies on a few demonstrations and measure them closed loop.
 
     python finetune/robot.py --demos 5
-    python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # a minute, to look around
+    python finetune/robot.py --task drawer-open-v3 --policies para --steps 100 --episodes 5    # a minute, to see it run
 
 Records demonstrations of a Meta-World task, trains PARA and the baselines on them from the same video model with the same budget,
 and lets each act in simulation: in the training setting, on views turned around the table, under any shift. What bounds the figures
@@ -48,7 +48,7 @@ from para_video.checkpoint import (
 from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
-from para_video.figures import side_by_side, success_bars, write_picture, write_report
+from para_video.figures import display_name, side_by_side, success_bars, write_picture, write_report
 from para_video.films import Film, heatmap_sheet, shoot
 from para_video.hand import Hand
 from para_video.heads import ParaHead
@@ -658,13 +658,13 @@ def show(summary: dict[str, Any], console: Console) -> None:
     """Print successes as a table."""
     views = list(next(iter(summary["policies"].values()))["cells"])
     table = Table(title=f"{summary['task']}, {summary['demos']} demonstrations: successes (Wilson 95 %)")
-    for name in ("", *views, "training s", "ms per decision"):
+    for name in ("", *map(display_name, views), "training s", "ms per decision"):
         table.add_column(name, justify="left" if not name else "right")
     for name, policy in summary["policies"].items():
         cells = [_cell(policy["cells"][view]) for view in views]
-        table.add_row(name, *cells, f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}")
+        table.add_row(display_name(name), *cells, f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}")
     for name, cell in summary["oracle"].items():  # of the training camera's view alone
-        table.add_row(name, *(_cell(cell) if view == "same" else "" for view in views), style="dim")
+        table.add_row(display_name(name), *(_cell(cell) if view == "same" else "" for view in views), style="dim")
     console.print(table)
 
 

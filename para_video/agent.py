@@ -210,7 +210,7 @@ class VideoPolicy(nn.Module):
         """
         if self.view not in observation.views:
             raise ValueError(f"the observation has no view {self.view!r}; it has {sorted(observation.views)}")
-        given, opening = observation.end_effector, observation.gripper_opening
+        given, opening = torch.as_tensor(observation.end_effector), observation.gripper_opening
         if tuple(given.shape) != (4, 4) or not 0 <= opening <= 1:
             raise ValueError(
                 f"an observation has end_effector (4, 4) and gripper_opening in [0, 1], got {tuple(given.shape)} and {opening}: "
@@ -225,6 +225,8 @@ class VideoPolicy(nn.Module):
                 f"{given.tolist()}"
             )
         view, device = observation.views[self.view], self.backbone.device
+        if view.clip.ndim != 4 or view.clip.shape[1] != 3:
+            raise ValueError(f"the view {self.view!r} must be (t, 3, H, W), got {tuple(view.clip.shape)}: channels come second")
         frames, _, *size = view.clip.shape
         if any(wanted not in (None, given) for wanted, given in zip(self.clip_shape, (frames, *size), strict=True)):
             wanted = " x ".join("any" if number is None else str(number) for number in self.clip_shape)

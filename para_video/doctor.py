@@ -68,7 +68,8 @@ class DoctorConfig:
     """Check a data set or an environment."""
 
     demo_folder: Path | None = None
-    """Demonstrations to check, written by para_video.demos.save_demos; of a Meta-World set the simulator is checked too."""
+    """Demonstrations to check, written by para_video.demos.save_demos; where they were recorded in Meta-World by this package, the
+    simulator is checked too."""
     task: str | None = None
     """Meta-World task to check; its demonstrations are recorded, or read from the cache."""
     demos: int = 5
@@ -347,7 +348,8 @@ def main(config: DoctorConfig) -> list[Check]:
         except Exception as error:  # whatever it is, what was found of the data is still told
             checks.append(Check("simulator", "not checked", f"{type(error).__name__}: {error}", "", ""))
     else:
-        checks.append(Check("simulator", "not checked", "no readable Meta-World set, or --episodes 0", "", ""))
+        reason = "--episodes 0" if demos.demos and not config.episodes else "the set's settings name no simulator"
+        checks.append(Check("simulator", "not checked", reason if demos.demos else "no readable set", "", ""))
     for check in checks:
         told = f"{check.verdict:<12}{check.name}: {check.value}" + (f" (limit: {check.limit})" if check.limit else "")
         remedy = f"; {check.remedy}" if check.verdict in ("wrong", "suspicious") else ""

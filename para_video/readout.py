@@ -30,7 +30,7 @@ from para_video.heatmap import (
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
-HEIGHT_BINS, HEIGHT_MARGIN_M = 40, 0.03
+HEIGHT_BINS, HEIGHT_MARGIN_M, MOST_REACH_M = 40, 0.03, 5.0
 """Height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
 
 
@@ -285,12 +285,14 @@ def one_hot_round_trip(spec: ReadoutSpec, grid: int, sigma_px: float, size: tupl
 
 def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE, **options: Any) -> ReadoutSpec:
     """Height bins around how far the demonstrations go up or down within a chunk; with lift="depth", around how far they go towards
-    the camera or away. options: more of `ReadoutSpec`."""
+    the camera or away. options: more of `ReadoutSpec`. Raises ValueError where that is farther than any arm's reach."""
     spec, reach = ReadoutSpec(relative=True, **options), 0.0
     for demo in demos:
         targets, _ = demo.targets(np.arange(len(demo)), chunk=schedule.chunk, stride=schedule.frame_stride)
         points = torch.from_numpy(np.concatenate([demo.positions[:, None], targets], 1))
         z = spec.z_of(points, demo.camera)
         reach = max(reach, float((z[:, 1:] - z[:, :1]).abs().max()))
+    if reach > MOST_REACH_M:
+        raise ValueError(f"demonstrations move by {reach:.3g} m from one decision to the next: are their positions in metres?")
     reach += HEIGHT_MARGIN_M
     return replace(spec, z=Bins(-reach, reach, HEIGHT_BINS))

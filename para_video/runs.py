@@ -44,7 +44,8 @@ def command_line(main: Callable[[C], object], config: type[C], text: str, again:
     try:
         main(tyro.cli(config, prog=_command(), description=text))
     except KeyboardInterrupt as interrupt:
-        console.print(f"{str(interrupt) or 'stopped'}; go on with {again}", markup=False)
+        folder = os.path.relpath(next(iter(_LOCKS))) if _LOCKS else "FOLDER"
+        console.print(f"{str(interrupt) or 'stopped'}; go on with {again.replace('FOLDER', folder)}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):

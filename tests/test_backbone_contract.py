@@ -321,15 +321,21 @@ def test_sinusoids_tell_values_apart() -> None:
 # -------------------------------------------------------------------- mini's taps and noise levels
 
 
-@pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4), ("joined", 36, 4)])
+@pytest.mark.parametrize(
+    ("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4), ("joined", 36, 4), ("encoder", 56, 4)]
+)
 def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channels: int, stride: int) -> None:
     backbone = backbone_class("mini")(**SMALL["mini"], tap=tap).eval()
-    later = {"coarse": ["up2", "up1"], "middle": ["up1"]}.get(tap, [])
+    later = {"encoder": ["time", "up2", "up1"], "coarse": ["up2", "up1"], "middle": ["up1"]}.get(tap, [])
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
     assert (backbone.spec.channels, backbone.spec.stride) == (channels, stride)
     assert maps.shape == (2, 4, channels, 64 // stride, 64 // stride)
-    assert not seen.keys() & set(later) and "time" in seen
+    assert seen.keys() == {"time", "up2", "up1"} - set(later)
+    with torch.no_grad():  # what is read while the model learns to predict is the same
+        video = clip(backbone.spec, 2)
+        joint, _ = backbone.joint(torch.cat([video, clip(backbone.spec, 6, seed=5)], 1), 2)
+        torch.testing.assert_close(joint.maps, backbone.features(video, horizon=6).maps, atol=1e-5, rtol=1e-4)
 
 
 def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> None:

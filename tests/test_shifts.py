@@ -66,7 +66,7 @@ def test_the_order_of_composition_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("azimut=18", "unknown shift 'azimut'.*choose from azimuth"),
+        ("azimut=18", "unknown shift 'azimut'.*choose from azimuth, .*did you mean 'azimuth'"),
         ("noise", "noise wants a number after its =, got 'noise'"),
         ("look=1.5", "look wants a whole number after its =, got 'look=1.5'"),
         ("noise=-0.1", "noise must be between 0 and 1, got -0.1"),

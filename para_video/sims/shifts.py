@@ -7,7 +7,6 @@ and goals.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from skimage.filters import gaussian
 from torch import Tensor
 
 from para_video.camera import Camera, rotation_about
+from para_video.features import did_you_mean
 from para_video.policy import Observation, StepResult
 from para_video.sims.metaworld import CameraPlacement, MetaWorldEnv, MetaWorldState
 from para_video.sims.scenery import SHAPES, Sweep, hide_distractors, paint, place_distractors, sweep_of, with_distractors
@@ -98,8 +98,7 @@ class Shift:
         for item in text.split(",") if text.strip() not in ("", "none") else []:
             name, _, value = (piece.strip() for piece in item.partition("="))
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=3) or known
-                raise ValueError(f"unknown shift {name!r} in {text!r}; choose from {', '.join(close)}")
+                raise ValueError(f"unknown shift {name!r} in {text!r}; choose from {', '.join(known)}{did_you_mean([name], known)}")
             if name in found:
                 raise ValueError(f"{name} is named twice in {text!r}; name it once")
             try:
