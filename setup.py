@@ -40,10 +40,9 @@ setup(
     description="Pixel-aligned robot actions read off the features of video models",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_dir={"": "."},  # pip install -e then adds a path, not an import hook, which a clone seen from its parent would shadow
     packages=[*find_packages(include=["para_video", "para_video.*", "backbones", "backbones.*"]), "pretrain", "finetune"],
     package_data={"backbones": ["weights/*/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    # by a path, not by an import hook: else a clone's folder, seen from its parent, would pass for the package
-    options={"editable_wheel": {"mode": "compat"}},
 )

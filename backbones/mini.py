@@ -111,8 +111,8 @@ class Shared:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Maps (b * s, c, h, w) by scale, as far as they were computed, and what the encoder makes of each frame by itself, finest
-    first."""
+    """Maps (b * s, c, h, w) by scale, as far as they were computed, and what the encoder makes of each frame (and of the last one,
+    and how it came about) before any attention, finest first."""
 
     encoded: tuple[Shared, Shared, Shared]
     coarse: Tensor | None = None

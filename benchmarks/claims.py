@@ -169,8 +169,8 @@ EXPERIMENTS = {
     for experiment in (
         Experiment(
             "headlines",
-            "Few demonstrations are enough for PARA, also in an environment and from cameras that it never saw; regression on the "
-            "same features and ACT fail.",
+            "Twenty demonstrations are enough for PARA, also in an environment and from cameras that it never saw, and five where "
+            "it was trained; regression on the same features and ACT fail.",
             (
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, ("none", "look=1"), episodes=24),
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, TURNED, episodes=12, references=False),

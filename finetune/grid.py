@@ -5,6 +5,7 @@ The scripts in benchmarks/ say which runs; this says how they are measured, kept
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +23,7 @@ from para_video.rows import Row, Rows
 from para_video.runs import same_settings, versions
 from para_video.sims.metaworld import episode_steps
 from para_video.statistics import difference, wilson_interval
-from para_video.training import make_accelerator
+from para_video.training import make_accelerator, write_atomically
 
 KEY = ("task", "demos", "seed", "arm", "policy")
 """What tells rows apart."""
@@ -43,10 +44,12 @@ def measure(
     for name, given in configs.items():
         key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
         folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")
-        if kept := rows.find(**key):
-            if counts(kept[0]):
-                continue
+        if any(counts(row) for row in rows.find(**key)):
+            continue
+        now, made_by = json.dumps(asdict(DEFAULT_SCHEDULE)), folder / name / "schedule.json"
+        if rows.find(**key) and not (made_by.is_file() and made_by.read_text() == now):
             shutil.rmtree(folder / name, ignore_errors=True)  # a policy of the other schedule, and what it did
+        write_atomically(made_by, now.encode())
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         demos = robot.demonstrations(config, console).demos

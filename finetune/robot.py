@@ -265,8 +265,7 @@ class RobotConfig:
         part = "" if self.init_part == "both" else self.init_part
         for folder, taken in ((shipped_weights(self.backbone), "backbone"), (self.init_folder, part), (video, "backbone")):
             if folder is not None:
-                # heads may share nothing with a baseline, nor with a predictor: what is needed is the backbone, if there is one
-                needed = name == "para" or (taken != "head" and any(key.startswith("backbone.") for key in read_weights(folder)))
+                needed = "" if name == "para" or taken == "backbone" else "backbone"  # heads may be nothing to a baseline
                 fitting, own = initialise(module, folder, part=taken, needed=needed)
                 console.print(f"{name} starts from {folder}: {fitting} of {own} tensors")
 

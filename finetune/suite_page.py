@@ -253,10 +253,11 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def made_with(rows: Sequence[Row]) -> str:
-    """The precision and the versions that rows name, if any does."""
+    """The precision and the versions that rows name, and how many do where some do not."""
     told = [row for row in rows if "versions" in row]
+    if not told:
+        return "versions were not kept"
+    of = "" if len(told) == len(rows) else f"{len(told)} of {len(rows)} cells tell that they are of "
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
-    versions = [
-        f"{title} {' and '.join(sorted({row['versions'][name] for row in told}))}" for name, title in titles.items() if told
-    ]
-    return "; ".join(filter(None, [" and ".join(sorted({precision_in(row) for row in told})), ", ".join(versions)]))
+    versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in told}))}" for name, title in titles.items()]
+    return f"{of}{' and '.join(sorted({precision_in(row) for row in told}))}; {', '.join(versions)}"

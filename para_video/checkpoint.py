@@ -345,24 +345,24 @@ def _weights_file(folder: Path) -> Path:
     return path
 
 
-def initialise(policy: nn.Module, folder: Path, *, part: str = "", needed: bool = True) -> tuple[int, int]:
+def initialise(policy: nn.Module, folder: Path, *, part: str = "", needed: str = "") -> tuple[int, int]:
     """Copy every weight of a checkpoint that has the same name and shape in the policy. Buffers stay: statistics of demonstrations
     belong to the policy's own.
 
     Args:
-        part: "backbone" or "head" for that part alone. needed: whether it is an error that nothing fits.
+        part: "backbone" or "head" for that part alone. needed: of this part, where the checkpoint has it, something must fit.
 
     Returns:
         how many of the policy's weights were taken, and how many it has.
 
     Raises:
-        ValueError: none fits, and some are needed.
+        ValueError: none fits, and some would have to.
     """
     weights, own = read_weights(folder), dict(policy.named_parameters())
     fitting = {
         name: value for name, value in weights.items() if name.startswith(part) and name in own and own[name].shape == value.shape
     }
-    if needed and not fitting:
+    if not fitting and any(name.startswith(needed) for name in weights):
         raise ValueError(f"nothing in {folder} fits this policy: another backbone, or other widths; pass the same --backbone")
     policy.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)

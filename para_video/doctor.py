@@ -348,7 +348,7 @@ def main(config: DoctorConfig) -> list[Check]:
         except Exception as error:  # whatever it is, what was found of the data is still told
             checks.append(Check("simulator", "not checked", f"{type(error).__name__}: {error}", "", ""))
     else:
-        reason = "--episodes 0" if demos.demos and not config.episodes else "the set's settings name no simulator"
+        reason = "--episodes 0" if demos.demos and not config.episodes else "the set's settings do not say that it is of Meta-World"
         checks.append(Check("simulator", "not checked", reason if demos.demos else "no readable set", "", ""))
     for check in checks:
         told = f"{check.verdict:<12}{check.name}: {check.value}" + (f" (limit: {check.limit})" if check.limit else "")

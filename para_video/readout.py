@@ -31,7 +31,8 @@ from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
 HEIGHT_BINS, HEIGHT_MARGIN_M, MOST_REACH_M = 40, 0.03, 5.0
-"""Height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and this much more."""
+"""Height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and a margin more. What moves
+farther than any arm is not in metres."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,9 @@ def readout_spec(demos: Sequence[Demo], schedule: Schedule = DEFAULT_SCHEDULE, *
         z = spec.z_of(points, demo.camera)
         reach = max(reach, float((z[:, 1:] - z[:, :1]).abs().max()))
     if reach > MOST_REACH_M:
-        raise ValueError(f"demonstrations move by {reach:.3g} m from one decision to the next: are their positions in metres?")
+        raise ValueError(
+            f"demonstrations rise, sink, come or go by {reach:.3g} m within a chunk, more than {MOST_REACH_M:g} m: give positions "
+            "in metres"
+        )
     reach += HEIGHT_MARGIN_M
     return replace(spec, z=Bins(-reach, reach, HEIGHT_BINS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -44,7 +45,7 @@ def command_line(main: Callable[[C], object], config: type[C], text: str, again:
     try:
         main(tyro.cli(config, prog=_command(), description=text))
     except KeyboardInterrupt as interrupt:
-        folder = os.path.relpath(next(iter(_LOCKS))) if _LOCKS else "FOLDER"
+        folder = shlex.quote(os.path.relpath(next(iter(_LOCKS)))) if _LOCKS else "FOLDER"
         console.print(f"{str(interrupt) or 'stopped'}; go on with {again.replace('FOLDER', folder)}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:

@@ -28,7 +28,7 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 UNINDEXED = (".avi", ".mkv", ".webm")
 """Of these, which open as if nothing were missing when their end is: only reading to the end tells."""
 MISSING_S = 1.0
-"""Seconds that may be missing at the end of such a file, whose last frame may last longer than it says."""
+"""Seconds that may be missing at the end of a Matroska file, whose last frame may last longer than it says."""
 
 
 class VideoError(ValueError):
@@ -276,18 +276,17 @@ def _packets(path: Path, *version: int) -> int:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
-        if count == 0:
-            raise _unreadable(path, "no frames")
-        if end < (told := _told_seconds(container, stream)) - MISSING_S:
+        # an AVI file counts frames that last longer as several
+        there = round(end * float(stream.average_rate or 0)) if container.format.name == "avi" else count + discarded
+        if count == 0 or there < stream.frames:
+            raise _unreadable(path, f"{there} of {stream.frames} frames")
+        if end < (told := _told_seconds(stream)) - MISSING_S:
             raise _unreadable(path, f"its frames end at {end:.1f} s of {told:.1f} s")
     return count
 
 
-def _told_seconds(container, stream) -> float:
-    """The duration that the header tells of a stream: of an AVI file frames over their rate, of a Matroska or WebM file h:m:s. 0
-    where it tells none, as recordings of browsers, and of other files."""
-    if container.format.name == "avi":
-        return stream.frames / float(stream.average_rate or 1)
+def _told_seconds(stream) -> float:
+    """The duration that a Matroska or WebM file tells of a stream, h:m:s; 0 where it tells none, as recordings of browsers."""
     hours, minutes, seconds = (*stream.metadata.get("DURATION", "").split(":"), "", "")[:3]
     try:
         return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
@@ -312,7 +311,7 @@ def _read_pyav(path: Path, indices: list[int] | None) -> Video:
                 if wanted is not None and len(kept) == len(wanted):
                     break
             else:  # read to the end; a file cut short ends early without an error
-                if count == 0 or count + discarded < stream.frames:
+                if count == 0 or (container.format.name != "avi" and count + discarded < stream.frames):
                     raise _unreadable(path, f"{count} of {stream.frames} frames decoded")
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error

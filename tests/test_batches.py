@@ -11,6 +11,7 @@ from para_video.agent import Batch
 from para_video.batches import Augmentation, DemoBatches, augmented, mirrored, orbited, shifted
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
+from para_video.readout import readout_spec
 
 CAMERA = Camera.from_fov(45, (64, 64), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
 GEOMETRY = Augmentation(gain=0, bias=0, noise=0, mirror=0)
@@ -203,3 +204,10 @@ def test_repainting_follows_the_clip_and_leaves_labels_and_robot() -> None:
 def test_the_share_of_clips_that_is_asked_for_is_repainted() -> None:
     plain, half = (batches(replace(GEOMETRY, repaint=p), batch_size=64)[5].clip for p in (0.0, 0.5))
     assert 20 < sum(not torch.equal(*pair) for pair in zip(plain, half, strict=True)) < 44
+
+
+def test_positions_that_are_not_in_metres_are_refused() -> None:
+    demo = painted_demo()
+    assert readout_spec([demo]).z.high < 0.5
+    with pytest.raises(ValueError, match="within a chunk, more than 5 m: give positions in metres"):
+        readout_spec([replace(demo, positions=1000 * demo.positions)])

@@ -150,6 +150,13 @@ def test_what_was_found_of_the_data_is_told_where_the_simulator_fails(clean, tmp
     assert (tmp_path / "out" / "doctor.json").is_file()
 
 
+@pytest.mark.parametrize(("episodes", "told"), [(0, "--episodes 0"), (1, "the set's settings do not say that it is of Meta-World")])
+def test_why_the_simulator_is_not_checked_is_told(clean: DemoSet, tmp_path: Path, episodes: int, told: str) -> None:
+    save_demos(replace(clean, settings={}), tmp_path / "set")
+    *_, last = main(DoctorConfig(demo_folder=tmp_path / "set", episodes=episodes, out=tmp_path / "out"))
+    assert (last.name, last.verdict, last.value) == ("simulator", "not checked", told)
+
+
 def test_swapped_colours_are_told_by_rendering_again(clean: DemoSet) -> None:
     def found(change: Callable[[np.ndarray], np.ndarray]) -> tuple[str, str]:
         with MetaWorldEnv("pick-place-v3", size=64) as env:

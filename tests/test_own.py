@@ -63,6 +63,10 @@ def test_a_policy_acts_on_the_observation() -> None:
     for wrong_pose in (2 * pose, 0 * pose, pose * float("nan"), mirror @ pose, pose.mT):
         with pytest.raises(ValueError, match="end_effector must be a rigid motion"):
             policy.act(names["observe"](frames, wrong_pose, 1.0))
+    for clip in (frames[0], frames.movedim(1, -1)):
+        with pytest.raises(ValueError, match=r"the view 'main' must be \(t, 3, H, W\), got .*: channels come second"):
+            seen = names["observe"](frames, pose, 1.0)
+            policy.act(replace(seen, views={"main": replace(seen.views["main"], clip=clip)}))
     observed = names["observe"](frames, pose, 1.0)
     view = observed.views["main"]
     double = replace(observed, views={"main": replace(view, camera=view.camera.to(torch.float64))})

@@ -11,6 +11,7 @@ from backbones.mini import MiniVideo
 from para_video.checkpoint import WEIGHTS_FILE
 from para_video.runs import (
     LOCK_FILE,
+    RESUME,
     SETTINGS_FILE,
     check_processes,
     command_line,
@@ -157,13 +158,15 @@ def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkey
     def cut(config: CirclesConfig) -> None:
         raise KeyboardInterrupt
 
-    for main, code, told in (
+    for main, code, told, *again in (
         (wrong, 2, "no file of size 64 [here]"),
         (stopped, 130, "after step 3, which is saved; go on with"),
         (cut, 130, "stopped; go on with the same command"),
+        (cut, 130, "stopped; go on with the same options and --resume --out 'my runs/a'", RESUME),
     ):
+        monkeypatch.setattr("para_video.runs._LOCKS", {Path("my runs/a").resolve(): None})
         with pytest.raises(SystemExit) as end:
-            command_line(main, CirclesConfig, "text")
+            command_line(main, CirclesConfig, "text", *again)
         said = capsys.readouterr().err
         assert end.value.code == code and told in said and said.count("\n") == 1
     monkeypatch.setenv("PARA_VIDEO_TRACEBACK", "1")
