@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,25 @@ class Entry:
     Args:
         target: "package.module:Class". source: hub id, or other name, of a model that the class's `from_pretrained` loads.
         weights: folder under backbones/weights with its pretrained weights, where they come with the package. heads: folder there
-            with a PARA policy on it that was pretrained on circles.
+            with a PARA policy on it that was pretrained on circles. frozen: options that suit it where it is frozen, unless the
+            user gives others.
     """
 
     target: str
     source: str | None = None
     weights: str | None = None
     heads: str | None = None
+    frozen: Mapping[str, Any] = field(default_factory=dict)
 
+
+ENCODER = {"tap": "encoder"}
+"""Of `mini`: what attention has told of the rest of the image tells frozen features' heads which demonstration they see
+(docs/results.md)."""
 
 CATALOGUE = {
-    "mini": Entry("backbones.mini:MiniVideo", weights="mini", heads="circles"),
-    "mini-procedural": Entry("backbones.mini:MiniVideo", weights="mini-procedural"),
-    "mini-random": Entry("backbones.mini:MiniVideo"),
+    "mini": Entry("backbones.mini:MiniVideo", weights="mini", heads="circles", frozen=ENCODER),
+    "mini-procedural": Entry("backbones.mini:MiniVideo", weights="mini-procedural", frozen=ENCODER),
+    "mini-random": Entry("backbones.mini:MiniVideo", frozen=ENCODER),
     "svd": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid"),
     "svd-xt": Entry("backbones.svd:SvdBackbone", source="stabilityai/stable-video-diffusion-img2vid-xt"),
     "wan2.1-t2v-1.3b": Entry("backbones.wan:WanBackbone", source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),

@@ -28,6 +28,8 @@ from para_video.rows import Row, Rows
 ROOT = Path(__file__).parent.parent
 PAGE, README = ROOT / "docs" / "freeze.md", ROOT / "README.md"
 STARTS = ("mini-random", "mini-procedural", "mini")
+TAP = '{"tap": "joined"}'
+"""The same features in every way."""
 HEADING = """# Start, tune, freeze
 
 The same video model from three beginnings, as it is or first tuned on the demonstrations' frames (no actions), then frozen under
@@ -83,7 +85,8 @@ def main(config: Config) -> list[Row]:
     rows = Rows(config.results, settings | {"weights": weights}, KEY)
     for task, demos, seed, arm in itertools.product(config.tasks, config.demos, config.seeds, ARMS):
         run = RobotConfig(
-            task=task, demos=demos, seed=seed, backbone=arm.start, init="none", train="heads" if arm.frozen else "joint",
+            task=task, demos=demos, seed=seed, backbone=arm.start, backbone_options=TAP, init="none",
+            train="heads" if arm.frozen else "joint",
             video_steps=config.video_steps if arm.tuned else 0, steps=config.steps, episodes=config.episodes, azimuths="0",
         )  # fmt: skip
         video = config.out / f"{task}-{demos}-{seed}" / f"video-{arm.start}-{config.video_steps}"

@@ -31,7 +31,15 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import backbone_class, backbone_options, import_string, shipped_heads, shipped_weights, trusted_packages
+from backbones import (
+    backbone_class,
+    backbone_options,
+    catalogue_entry,
+    import_string,
+    shipped_heads,
+    shipped_weights,
+    trusted_packages,
+)
 from para_video.agent import VideoPolicy
 from para_video.baselines import HEADS, ActionStatistics, TemporalEnsemble
 from para_video.batches import Augmentation, DemoBatches
@@ -123,8 +131,8 @@ class RobotConfig:
     init_part: Literal["both", "backbone", "head"] = "both"
     """What is taken from there."""
     train: Literal["all", "heads", "joint"] = "all"
-    """Train backbone and head, the head alone on a frozen backbone (whose features are computed once), or both while the backbone
-    keeps learning to predict the demonstrations' frames."""
+    """Train backbone and head, the head alone on a frozen backbone (whose features are computed once; mini's are then those of its
+    encoder), or both while the backbone keeps learning to predict the demonstrations' frames."""
     video_steps: int = 0
     """Steps in which the backbone first learns to predict the demonstrations' frames; all policies then start from it."""
     extra_videos: Path | None = None
@@ -234,7 +242,8 @@ class RobotConfig:
     @property
     def options(self) -> dict[str, Any]:
         """What the backbone is built with."""
-        return backbone_options(self.backbone, self.backbone_options)
+        given = backbone_options(self.backbone, self.backbone_options)
+        return {**catalogue_entry(self.backbone).frozen, **given} if self.train == "heads" else given
 
     @property
     def para_options(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -112,9 +113,10 @@ def told_gap(found: Estimate | None) -> str:
 
 def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
-    tasks, seeds = ({place[i] for place in found} for i in (0, 1))
-    count = views * sum(map(len, found.values()))
-    return f"{len(tasks)} task{'s' * (len(tasks) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {count} episodes"
+    seeds = Counter(task for task, _ in found)
+    fewest, most = min(seeds.values()), max(seeds.values())
+    told = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    return f"{len(seeds)} task{'s' * (len(seeds) > 1)}, {told}, {views * sum(map(len, found.values()))} episodes"
 
 
 def view_name(view: str) -> str:

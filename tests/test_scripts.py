@@ -531,6 +531,15 @@ def test_a_baseline_may_share_nothing_with_the_heads_that_para_starts_from(tmp_p
                     config.start(torch.nn.Linear(2, 2), name, Console(quiet=True))
 
 
+def test_a_frozen_backbone_is_read_where_that_suits_it_unless_told_otherwise():
+    options = [
+        robot.RobotConfig(train=train, backbone_options=given).options
+        for train, given in (("all", "{}"), ("joint", "{}"), ("heads", "{}"), ("heads", '{"tap": "joined"}'))
+    ]
+    assert options == [{}, {}, {"tap": "encoder"}, {"tap": "joined"}]
+    assert robot.RobotConfig(train="heads", backbone="backbones.mini:MiniVideo", init="none").options == {}
+
+
 def test_azimuths_name_their_cells():
     views = robot.RobotConfig(azimuths="0,18,-6", shifts="look=2; azimuth=18; azimuth=4,noise=0.05").views
     assert list(views) == ["same", "azimuth+18", "azimuth-6", "look=2", "azimuth=4,noise=0.05"]
