@@ -114,7 +114,7 @@ def told_gap(found: Estimate | None) -> str:
 def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
     seeds = Counter(task for task, _ in found)
-    fewest, most = min(seeds.values()), max(seeds.values())
+    fewest, most = min(seeds.values(), default=0), max(seeds.values(), default=0)
     told = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
     return f"{len(seeds)} task{'s' * (len(seeds) > 1)}, {told}, {views * sum(map(len, found.values()))} episodes"
 

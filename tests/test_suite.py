@@ -368,6 +368,7 @@ def test_a_worker_is_interrupted_when_the_process_that_started_it_is_gone(monkey
 def test_a_count_of_episodes_has_every_view():
     found = outcomes([row("10", view="azimuth=18"), row("11", view="azimuth=-18")], ("azimuth=18", "azimuth=-18"))
     assert measured_on(found, 2) == "1 task, 1 seed, 4 episodes"
+    assert measured_on({("a", 0): [1, 0], ("a", 1): [1, 0], ("b", 0): [1, 0]}) == "2 tasks, 1 to 2 seeds, 6 episodes"
 
 
 def test_grids_name_what_there_is(claims):
