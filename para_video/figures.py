@@ -446,7 +446,9 @@ def value_grid(
         axes = figure.add_subplot()
         image = axes.imshow(table, cmap="viridis_r", aspect="auto")
         for (i, j), value in np.ndenumerate(table):
-            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color="white")
+            ground = image.to_rgba(value)[:3]  # legible on light cells too
+            colour = "white" if np.dot(ground, (0.299, 0.587, 0.114)) < 0.55 else "black"
+            axes.text(j, i, f"{value:.3g}", ha="center", va="center", color=colour)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
