@@ -142,9 +142,9 @@ def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict
         given = {**(json.loads(options) if isinstance(options, str) else options)}
     except (ValueError, TypeError) as error:
         raise ValueError(f'options of a backbone are a JSON object such as {{"scale": 2}}, got {options!r}') from error
-    for name in ("source", "base"):
-        if name in given and Path(given[name]).is_dir():
-            given[name] = str(Path(given[name]).resolve())  # where a saved policy looks for it
+    for place in ("source", "base"):
+        if place in given and Path(given[place]).is_dir():
+            given[place] = str(Path(given[place]).resolve())  # where a saved policy looks for it
     return given if source is None else {"source": source, **given}
 
 

@@ -123,10 +123,7 @@ class CompareConfig:
         if unknown := sorted({self.task, *self.tasks} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
         for name in self.backbones:
-            kind, _, weights = name.partition("@")
-            catalogue_entry(kind)
-            if weights not in ("", "random"):
-                raise ValueError(f"{name!r} asks for weights {weights!r}; @random is the only other choice")
+            catalogue_entry(_named(name)[0])
         if not isinstance(json.loads(self.options), dict):
             raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
 
@@ -137,18 +134,24 @@ class CompareConfig:
         return Rows(self.out / "rows.json", {**settings, "schedule": asdict(DEFAULT_SCHEDULE)}, KEY)
 
 
+def _named(name: str) -> tuple[str, bool]:
+    """The catalogue's name or import string, and whether weights are drawn anew. Raises ValueError for another word than random."""
+    plain, _, weights = name.partition("@")
+    if weights not in ("", "random"):
+        raise ValueError(f"unknown weights {weights!r} in {name!r}; write {plain!r} or '{plain}@random'")
+    return plain, bool(weights)
+
+
 def build(name: str, options: Mapping[str, Any], seed: int = 0) -> VideoBackbone:
     """A backbone by its name, as `CompareConfig.backbones` takes it, ready to be read.
 
     Raises:
         ValueError: an unknown name, or another word than random behind the @. Others: as of `build_backbone`.
     """
-    plain, _, weights = name.partition("@")
-    if weights not in ("", "random"):
-        raise ValueError(f"unknown weights {weights!r} in {name!r}; write {plain!r} or '{plain}@random'")
+    plain, drawn = _named(name)
     torch.manual_seed(seed)
     backbone = build_backbone(plain, **options)
-    if weights:
+    if drawn:
         redraw(backbone)
         measure_norms(backbone, seed)
     return backbone.eval()
@@ -192,7 +195,7 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     backbone and what it computes, None where the system does not say; it is for a process of its own, as what was freed before
     would be taken again unseen.
     """
-    backbone_class(name.partition("@")[0])  # the libraries that it imports are not its own
+    backbone_class(_named(name)[0])  # the libraries that it imports are not its own
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
     device = backbone.device
@@ -410,7 +413,7 @@ def guesses(config: CompareConfig) -> dict[str, dict[str, Any]]:
 
 def tap_options(name: str, tap: str, level: float | None, denoising_steps: int) -> dict[str, Any]:
     """Options by which a backbone is read at a tap, or several joined by +, and at a noise level, where it has such."""
-    joins = "taps" in inspect.signature(backbone_class(name.partition("@")[0])).parameters
+    joins = "taps" in inspect.signature(backbone_class(_named(name)[0])).parameters
     read = {"taps": tap.split("+")} if joins else {"tap": tap}
     return read if level is None else {**read, "level": level, "denoising_steps": denoising_steps}
 

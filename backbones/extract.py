@@ -31,8 +31,9 @@ from para_video.runs import command_line
 from para_video.training import write_atomically
 from para_video.video import count_frames, read_video
 
-AT_ONCE = 64
-"""Frames of a file that are held in full size."""
+HELD = 2**28
+"""Bytes of a file's frames that are held in full size at once. Each part opens the file anew, and PyAV decodes what lies before
+it."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def clip_frames(config: ExtractConfig, multiple: int) -> Tensor:
     if config.size < multiple:
         raise ValueError(f"size {config.size} is below {multiple}, of which this backbone's images are multiples; raise --size")
     wanted, parts = range(0, count_frames(config.clip), config.stride), []
-    for first in range(0, len(wanted), AT_ONCE):
-        part = torch.from_numpy(read_video(config.clip, wanted[first : first + AT_ONCE]).frames).movedim(-1, 1).float() / 255
+    at_once = max(1, HELD // read_video(config.clip, [0]).frames.nbytes)
+    for first in range(0, len(wanted), at_once):
+        part = torch.from_numpy(read_video(config.clip, wanted[first : first + at_once]).frames).movedim(-1, 1).float() / 255
         scale = config.size / min(part.shape[-2:])
         height, width = (round(side * scale) for side in part.shape[-2:])
         parts.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True).clamp(0, 1))

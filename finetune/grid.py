@@ -44,12 +44,13 @@ def measure(
     for name, given in configs.items():
         key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
         folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")
-        if any(counts(row) for row in rows.find(**key)):
+        kept = rows.find(**key)
+        if any(map(counts, kept)):
             continue
-        now, made_by = json.dumps(asdict(DEFAULT_SCHEDULE)), folder / name / "schedule.json"
-        if rows.find(**key) and not (made_by.is_file() and made_by.read_text() == now):
-            shutil.rmtree(folder / name, ignore_errors=True)  # a policy of the other schedule, and what it did
-        write_atomically(made_by, now.encode())
+        today, mark = json.dumps(asdict(DEFAULT_SCHEDULE)), folder / name / "schedule.json"
+        if mark.read_text() != today if mark.is_file() else kept:  # older work has no mark: then its row tells
+            shutil.rmtree(folder / name, ignore_errors=True)  # a policy of another schedule, and what it did
+        write_atomically(mark, today.encode())
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         demos = robot.demonstrations(config, console).demos

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from backbones import shipped_weights
 from finetune import robot
-from finetune.grid import digits
+from finetune.grid import counts, digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import WEIGHTS_FILE, checkpoint_digest
 from para_video.demos import Plan, record_demo
@@ -271,7 +271,7 @@ def _counts(row: Row | None, name: str, episodes: int) -> bool:
     """Whether a row, if there is one, is of the policy or the references, the schedule and the episodes that are wanted."""
     if row is None or len(row["succeeded"]) < episodes:
         return False
-    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and row.get("trained_on") == name
+    return counts(row) and row.get("trained_on") == name
 
 
 def outdated(suite: Suite, grids: Sequence[Grid], rows: Sequence[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from finetune.grid import cell, gain, outcomes
+from finetune.grid import cell, counts, gain, outcomes
 from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import checkpoint_digest, load_policy
@@ -85,7 +85,7 @@ class Trained:
                 f"{rows.path} holds rows of another policy, with other weights, from the same task, demonstrations and seed "
                 f"({', '.join(map(str, self.key.values()))}): choose another --results and --page"
             )
-        return all(row["schedule"] != asdict(DEFAULT_SCHEDULE) for row in kept)
+        return not any(map(counts, kept))
 
     def add(self, rows: Rows, measured: Row, **more: Any) -> None:
         """Keep what was measured."""

@@ -243,8 +243,7 @@ class DemoBatches(Dataset):
         clips, positions, gripper, rotations, known, turned, position, rotation, opening = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
-        cameras = Camera.stack([self.demos[d].camera.to(torch.float32) for d, _ in steps])
-        state = RobotState(cameras, position, rotation, opening)
+        state = RobotState(Camera.stack([self.demos[d].camera for d, _ in steps]), position, rotation, opening)
         pixels, depth = state.camera.project(positions)
         masks = {"labelled": known, "position_mask": known, "gripper_mask": known, "rotation_mask": turned}
         targets = Targets(pixels, depth > 0, positions=positions, gripper=gripper, rotations=rotations, **masks)

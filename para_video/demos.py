@@ -60,6 +60,10 @@ class Demo:
     seed: int
     moves: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        # in the precision of the arrays that it meets, whatever it came in
+        object.__setattr__(self, "camera", self.camera.to(torch.float32))
+
     def targets(self, steps: np.ndarray, *, chunk: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
         """What a policy should answer at the given steps (b,): see `future_targets`."""
         return future_targets(self.positions, self.gripper, self.moves, steps, chunk=chunk, stride=stride)
@@ -364,7 +368,7 @@ _ROWS = {"frames": (None, None, 3), "positions": (3,), "rotations": (3, 3), "ope
 
 def _arrays(demo: Demo) -> dict[str, np.ndarray]:
     arrays = {name: np.ascontiguousarray(array) for name in _ROWS if (array := getattr(demo, name)) is not None}
-    camera = {name: getattr(demo.camera, name).float().numpy() for name in ("intrinsics", "world_T_camera")}
+    camera = {name: getattr(demo.camera, name).numpy() for name in ("intrinsics", "world_T_camera")}
     return arrays | camera
 
 

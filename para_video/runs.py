@@ -185,9 +185,9 @@ def same_source(folder: Path, backbone: VideoBackbone, starts: Sequence[Path], a
     path, now = folder / SETTINGS_FILE, fingerprint(backbone)
     settings = json.loads(path.read_text())
     digests = {str(start): checkpoint_digest(start) for start in starts}
-    changed = {name: digest for name, digest in settings.setdefault(STARTS, digests).items() if digests.get(name, digest) != digest}
-    if changed:
-        raise ValueError(f"{folder} holds a run that began with other weights than {sorted(changed)} hold now: use another --out")
+    begun = settings.setdefault(STARTS, digests)
+    if changed := sorted(name for name, digest in begun.items() if digests.get(name, digest) != digest):
+        raise ValueError(f"{folder} holds a run that began with other weights than {changed} hold now: use another --out")
     if now is not None and SOURCE not in settings and not _free(folder) and accelerator.is_main_process:
         text = f"{path} does not say on which weights this run began: it goes on with those that the backbone's source has now"
         Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False)

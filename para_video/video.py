@@ -59,10 +59,10 @@ def read_video(path: str | Path, indices: Sequence[int] | None = None, *, decode
         raise ValueError(f"read_video: no indices for {path}; pass None for all frames")
     path = _existing(path)
     wanted = None if indices is None else [int(i) for i in indices]
-    decoder_used = _choose(decoder)
+    chosen = _choose(decoder)
     if wanted is None:
         _check_whole(path)
-    if decoder_used == "pyav":
+    if chosen == "pyav":
         return _read_pyav(path, wanted)
     try:
         return _read_decord(path, wanted)
@@ -185,8 +185,14 @@ def count_frames(path: str | Path) -> int:
         VideoError: as `read_video`.
     """
     path = _existing(path)
+    about = path.stat()
+    return _counted(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)  # clips are drawn from the same files again and again
+def _counted(path: Path, *version: int) -> int:
     if decord is None:
-        return _packets(path, *_version(path))
+        return _packets(path)
     _check_whole(path)
     return len(_open_decord(path))
 
@@ -249,19 +255,13 @@ def _open_pyav(path: Path):
     return container
 
 
-def _version(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_size, about.st_mtime_ns
-
-
 def _check_whole(path: Path) -> None:
     """Raise VideoError where the end of a file is missing and no decoder would say so."""
     if path.suffix.lower() in UNINDEXED:
-        _packets(path, *_version(path))
+        _packets(path)
 
 
-@functools.lru_cache(maxsize=4096)  # clips are drawn from the same files again and again
-def _packets(path: Path, *version: int) -> int:
+def _packets(path: Path) -> int:
     """Frames in a file, by its packets, of which none is decoded. Raises VideoError where the header promises more."""
     count = discarded = 0
     end = 0.0

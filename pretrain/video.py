@@ -420,7 +420,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
     predictor = first_predictor(config, accelerator)
     same_source(out, predictor.backbone, [] if config.init is None else [config.init], accelerator)
     measured = measured_contexts(config) if hasattr(predictor.backbone, "sample") else []
-    probed = config.videos is None and max(measured, default=0) > 1
+    probed = max(measured, default=0) > 1
     if config.init is not None:
         console.print("taken from {}: {} of {} tensors".format(config.init, *initialise(predictor, config.init)))
     with accelerator.main_process_first():
@@ -440,10 +440,7 @@ def main(config: VideoConfig) -> dict[str, Any]:
 
     fit_config = FitConfig(config.steps, config.learning_rate, seed=config.seed, ema=0.999)
     result = fit(predictor, batches, fit_config, folder=out, resume=config.resume, label="video", accelerator=accelerator)
-    probe = None
-    if probed:
-        assert not isinstance(training, VideoFolder)
-        probe = train_probe(config, training, out, accelerator)
+    probe = train_probe(config, training, out, accelerator) if probed and not isinstance(training, VideoFolder) else None
     if not accelerator.is_main_process:
         return {}
     notes = {"made_by": "pretrain/video.py", "steps": result.steps, "seed": config.seed, "procedural": config.procedural}

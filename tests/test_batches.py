@@ -11,6 +11,7 @@ from para_video.agent import Batch
 from para_video.batches import Augmentation, DemoBatches, augmented, mirrored, orbited, shifted
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
+from para_video.prediction import demonstrated
 from para_video.readout import readout_spec
 
 CAMERA = Camera.from_fov(45, (64, 64), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
@@ -84,8 +85,10 @@ def test_nothing_is_taught_of_what_follows_the_end() -> None:
 
 def test_a_camera_of_double_precision_is_taken_and_frames_of_two_sizes_are_refused() -> None:
     demo = painted_demo()
-    double = DemoBatches([replace(demo, camera=demo.camera.to(torch.float64))], chunk=3, stride=2, batch_size=4)
-    same(double[0], batches()[0])
+    double = replace(demo, camera=demo.camera.to(torch.float64))
+    same(DemoBatches([double], chunk=3, stride=2, batch_size=4)[0], batches()[0])
+    clips = (demonstrated([one], 2, Augmentation())(np.random.default_rng(0), 4) for one in (double, demo))
+    assert torch.equal(*clips)
     with pytest.raises(ValueError, match=r"frames of \[\(32, 64\), \(64, 64\)\]"):
         DemoBatches([demo, replace(demo, frames=demo.frames[:, :32])], chunk=3, stride=2, batch_size=4)
 

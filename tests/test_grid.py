@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
     measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
     rows.add({**key, "schedule": asdict(replace(DEFAULT_SCHEDULE, executed=3))})
     kept = tmp_path / "work" / "reach-v3-5-0" / "arm" / "para" / "cells.json"
+    shutil.rmtree(kept.parent, ignore_errors=True)
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
     for left in (True, False):  # at first what it did by the other schedule, then what a cut left of today's
@@ -62,6 +64,10 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
             measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
         assert kept.exists() != left
         kept.write_text("{}")
+    kept.with_name("schedule.json").write_text(json.dumps(asdict(replace(DEFAULT_SCHEDULE, executed=3))))
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        measure("arm", {"para": config}, Rows(tmp_path / "none.json", {}, KEY), tmp_path / "work", Console(quiet=True))
+    assert not kept.exists(), "a cut left it before it had a row"
 
 
 def test_arms_are_drawn(tmp_path):

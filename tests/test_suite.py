@@ -99,7 +99,7 @@ def test_cells_of_another_policy_or_another_schedule_are_measured_again(tiny, ac
     run(tiny, some=longer)
     assert {row["steps"] for row in tiny.rows("some").find(policy="para")} == {2}
     assert missing_jobs(tiny, {"some": [longer]}) == []
-    monkeypatch.setattr(suite, "DEFAULT_SCHEDULE", Schedule(executed=5))
+    monkeypatch.setattr("finetune.grid.DEFAULT_SCHEDULE", Schedule(executed=5))
     assert len(missing_jobs(tiny, {"some": [longer]})) == 2
 
 

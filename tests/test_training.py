@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -75,22 +76,34 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, o
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Pressed(Dataset):
+    """Batches; while the third is made, somebody presses Ctrl-C."""
+
+    def __init__(self, inner: Dataset, press: Callable[[], object]) -> None:
+        self.inner, self.press = inner, press
+
+    def __getitem__(self, step: int):
+        if step == 2:
+            self.press()
+        return self.inner[step]
+
+
+def press_here() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def press_everywhere() -> None:
+    """As a terminal does, in every process of the group."""
+    os.killpg(0, signal.SIGINT)
+
+
 def test_an_interrupt_finishes_the_step_and_saves_it(tmp_path, capsys):
     config, whole, cut = replace(CONFIG, save_every=1000), tiny_policy(), tiny_policy()
     fit(whole, batches, config)
 
-    class Pressed(Dataset):
-        def __init__(self, inner: Dataset) -> None:
-            self.inner = inner
-
-        def __getitem__(self, step: int):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            return self.inner[step]
-
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 3, which is saved"):
-        fit(cut, lambda *place: Pressed(batches(*place)), config, folder=tmp_path)
+        fit(cut, lambda *place: Pressed(batches(*place), press_here), config, folder=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
     again = tiny_policy()
     fit(again, batches, config, folder=tmp_path, resume=True)
@@ -102,25 +115,17 @@ def test_an_interrupt_reaches_the_step_although_workers_make_its_batches(tmp_pat
     """As from a terminal, whose Ctrl-C goes to every process of the group."""
     program = tmp_path / "train.py"
     program.write_text(f"""
-import os, signal
+import os
 from dataclasses import replace
 from pathlib import Path
-from tests.test_training import CONFIG, batches, tiny_policy
+from tests.test_training import CONFIG, Pressed, batches, press_everywhere, tiny_policy
 from para_video.training import fit
-
-class Pressed:
-    def __init__(self, inner):
-        self.inner = inner
-    def __getitem__(self, step):
-        if step == 2:
-            os.killpg(0, signal.SIGINT)
-        return self.inner[step]
 
 if __name__ == "__main__":
     os.setpgrp()
     config = replace(CONFIG, steps=50, save_every=1000, workers=1)
     try:
-        fit(tiny_policy(), lambda *place: Pressed(batches(*place)), config, folder=Path({str(tmp_path)!r}))
+        fit(tiny_policy(), lambda *place: Pressed(batches(*place), press_everywhere), config, folder=Path({str(tmp_path)!r}))
     except KeyboardInterrupt as stopped:
         print(stopped)
 """)
@@ -131,24 +136,14 @@ if __name__ == "__main__":
 def test_an_interrupt_of_one_process_stops_and_saves_all(tmp_path):
     program = tmp_path / "train.py"
     program.write_text(f"""
-import os, signal
 from dataclasses import replace
 from pathlib import Path
-from tests.test_training import CONFIG, batches, tiny_policy
+from tests.test_training import CONFIG, Pressed, batches, press_here, tiny_policy
 from para_video.training import fit, make_accelerator
 
 accelerator = make_accelerator("no")
-
-class Pressed:
-    def __init__(self, inner):
-        self.inner = inner
-    def __getitem__(self, step):
-        if step == 2 and accelerator.process_index == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return self.inner[step]
-
 try:
-    make = lambda *place: Pressed(batches(*place))
+    make = lambda *place: Pressed(batches(*place), press_here if accelerator.process_index == 1 else lambda: None)
     fit(tiny_policy(), make, replace(CONFIG, save_every=1000), folder=Path({str(tmp_path)!r}), accelerator=accelerator)
 except KeyboardInterrupt as stopped:
     print(f"{{accelerator.process_index}}: {{stopped}}", flush=True)
