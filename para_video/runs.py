@@ -8,10 +8,10 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import torch
 import tyro
@@ -27,26 +27,29 @@ from para_video.precision import autocast, precision_of
 from para_video.training import write_atomically
 
 RUNS = Path("runs")
-RESUME = "the same options and --resume --out FOLDER"
+RESUME = "COMMAND --resume --out FOLDER"
 """How a user goes on after an interrupt of a script with an `output_folder`."""
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
 SOURCE, STARTS = "source_weights", "start_weights"
 """There: the fingerprint of the weights that the backbone has from its source, and the digests of those that are loaded on top."""
+FREE, NOT_KEPT = "may_change", ("out", "resume")
+"""There: the options that a resumed run may change, as it last had them; and those that are not there."""
 C = TypeVar("C")
 
 
 def command_line(main: Callable[[C], object], config: type[C], text: str, again: str = "the same command") -> None:
     """Run a script from its command line: errors that name their remedy are told in one line, and an interrupt too, after which the
-    user goes on with `again`.
+    user goes on with `again`. A run that is resumed has the options that it began with, where the command line names no others.
 
     Set PARA_VIDEO_TRACEBACK=1 to see where an error came from.
     """
     console = Console(stderr=True, soft_wrap=True)
     try:
-        main(tyro.cli(config, prog=_command(), description=text))
+        main(tyro.cli(config, prog=_command(), description=text, **_given(config, sys.argv[1:])))
     except KeyboardInterrupt as interrupt:
         folder = shlex.quote(os.path.relpath(next(iter(_LOCKS)))) if _LOCKS else "FOLDER"
-        console.print(f"{str(interrupt) or 'stopped'}; go on with {again.replace('FOLDER', folder)}", markup=False)
+        how = again.replace("COMMAND", _command()).replace("FOLDER", folder)
+        console.print(f"{str(interrupt) or 'stopped'}; go on with {how}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):
@@ -59,6 +62,39 @@ def _command() -> str:
     """How the running script was called: python FILE, or python -m MODULE."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python {sys.argv[0]}" if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """What is looked for on a command line before anything else."""
+
+    out: Path | None = None
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def _given(config: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """What `tyro.cli` reads: arguments and, if they resume a run in its folder, the options that it has as defaults.
+
+    Raises:
+        ValueError: the run's settings are damaged.
+    """
+    options = get_type_hints(config)
+    if not set(NOT_KEPT) <= options.keys():
+        return {"args": arguments}
+    asked, _ = tyro.cli(_Resumed, args=[a for a in arguments if a not in ("-h", "--help")], return_unknown_args=True)
+    if not asked.resume or asked.out is None or not (asked.out / SETTINGS_FILE).is_file():
+        return {"args": arguments}
+    kept, free = _settings(asked.out)
+    has = {name: _typed(options[name], value) for name, value in {**kept, **free}.items() if name in options}
+    on = {"--" + name.replace("_", "-") for name, value in has.items() if value is True}  # these flags cannot be given again
+    return {"args": [argument for argument in arguments if argument not in on], "default": config(**has)}
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """An option as its dataclass has it, of the JSON value that `plain_settings` makes of it."""
+    if isinstance(value, str) and Path in (hint, *get_args(hint)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def output_folder(wanted: Path | None, name: str, *, resume: bool, accelerator: Accelerator) -> Path:
@@ -138,23 +174,31 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
         ValueError: another option differs from what the run began with, or the file is damaged.
     """
     path = folder / SETTINGS_FILE
-    now = {name: value for name, value in plain_settings(config).items() if name not in free}
-    now["processes"] = accelerator.num_processes
-    now = json.loads(json.dumps(now))
+    plain = json.loads(json.dumps({n: value for n, value in plain_settings(config).items() if n not in NOT_KEPT}))
+    may_change = {name: plain.pop(name) for name in free if name in plain}
+    now = {**plain, "processes": accelerator.num_processes}
+    content = {}
     if path.is_file():
-        try:
-            before = dict(json.loads(path.read_text()))
-            for name in (SOURCE, STARTS):
-                before.pop(name, None)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
+        before, _ = _settings(folder)
+        content = json.loads(path.read_text())
         known = {name: value for name, value in now.items() if name in before or value}  # options that came later may be off
         differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | known) if before.get(k) != now.get(k)]
         if differ:
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(differ)}): use the same ones or another --out")
-    elif accelerator.is_main_process:
-        write_atomically(path, (json.dumps(now, indent=1) + "\n").encode())
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_atomically(path, (json.dumps({**now, **content, FREE: may_change}, indent=1) + "\n").encode())
+    accelerator.wait_for_everyone()
+
+
+def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that a run is kept with, those that it may change apart. Raises ValueError where they are damaged."""
+    path = folder / SETTINGS_FILE
+    try:
+        settings = dict(json.loads(path.read_text()))
+        return {n: v for n, v in settings.items() if n not in (SOURCE, STARTS, FREE)}, dict(settings.get(FREE, {}))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
 
 
 def check_processes(options: Mapping[str, Any], processes: int) -> None:

@@ -97,7 +97,7 @@ class CirclesConfig:
     seed: int = 0
     """Of weights, training clips and held-out clips."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out, with the same options."""
+    """Go on with an interrupted run in --out, whose options are taken."""
 
     def __post_init__(self) -> None:
         if self.observed < 2 or min(self.future, self.held_out, self.steps, self.batch_size) < 1:

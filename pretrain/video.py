@@ -111,7 +111,7 @@ class VideoConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/video, runs/video-2, ..."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out, with the same options."""
+    """Go on with an interrupted run in --out, whose options are taken."""
 
     def __post_init__(self) -> None:
         least = {

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backbones.mini import MiniVideo
+from finetune.robot import RobotConfig
 from para_video.checkpoint import WEIGHTS_FILE
 from para_video.runs import (
     LOCK_FILE,
@@ -22,17 +24,50 @@ from para_video.runs import (
 )
 from para_video.training import make_accelerator
 from pretrain.circles import CirclesConfig
+from pretrain.video import VideoConfig
 
 
 def test_a_resume_with_other_settings_is_refused_and_free_ones_may_change(tmp_path):
     accelerator = make_accelerator("no")
     same_settings(tmp_path, CirclesConfig(size=64), free=("workers",), accelerator=accelerator)
-    before = (tmp_path / SETTINGS_FILE).read_bytes()
     same_settings(tmp_path, CirclesConfig(size=64, workers=2), free=("workers",), accelerator=accelerator)
+    before = (tmp_path / SETTINGS_FILE).read_bytes()
     with pytest.raises(ValueError, match="size was 64 and is 128"):
         same_settings(tmp_path, CirclesConfig(), free=("workers",), accelerator=accelerator)
     assert (tmp_path / SETTINGS_FILE).read_bytes() == before
     assert json.loads(before)["processes"] == 1
+
+
+def test_a_resumed_run_has_its_own_options_and_may_be_given_them_again(tmp_path, monkeypatch):
+    began = RobotConfig(
+        task="push-v3", demo_folder=Path("mine"), policies="para", episodes=7, hide_hand=True, learning_rate=1e-3, out=tmp_path
+    )
+    free = ("out", "resume", "policies", "azimuths", "shifts", "episodes")
+    same_settings(tmp_path, began, free=free, accelerator=make_accelerator("no"))
+    here, got = ["--resume", "--out", str(tmp_path)], []
+    for given, expected in (
+        ([], replace(began, resume=True)),
+        (["--hide-hand", "--task", "push-v3"], replace(began, resume=True)),
+        (["--episodes", "9"], replace(began, resume=True, episodes=9)),
+        (["--demos", "6"], replace(began, resume=True, demos=6)),  # which `same_settings` refuses
+    ):
+        monkeypatch.setattr("sys.argv", ["robot.py", *given, *here])
+        command_line(got.append, RobotConfig, "text")
+        assert got[-1] == expected
+    same_settings(tmp_path, got[-2], free=free, accelerator=make_accelerator("no"))
+    monkeypatch.setattr("sys.argv", ["robot.py", *here])
+    command_line(got.append, RobotConfig, "text")
+    assert got[-1].episodes == 9  # as it was last resumed
+    with pytest.raises(ValueError, match="demos was 5 and is 6"):
+        same_settings(tmp_path, got[3], free=free, accelerator=make_accelerator("no"))
+
+
+def test_tuples_of_options_are_tuples_again(tmp_path, monkeypatch):
+    began, got = VideoConfig(contexts=(1, 2), out=tmp_path), []
+    same_settings(tmp_path, began, free=(), accelerator=make_accelerator("no"))
+    monkeypatch.setattr("sys.argv", ["video.py", "--resume", "--out", str(tmp_path)])
+    command_line(got.append, VideoConfig, "text")
+    assert got == [replace(began, resume=True)]
 
 
 def test_a_run_goes_on_when_an_option_has_come_since_and_is_off(tmp_path):
@@ -148,6 +183,7 @@ def test_there_must_be_a_run_to_resume_and_its_settings_must_be_some(tmp_path):
 
 def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["circles.py", "--size", "64"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a script
 
     def wrong(config: CirclesConfig) -> None:
         raise FileNotFoundError(f"no file of size {config.size} [here]")
@@ -162,7 +198,7 @@ def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkey
         (wrong, 2, "no file of size 64 [here]"),
         (stopped, 130, "after step 3, which is saved; go on with"),
         (cut, 130, "stopped; go on with the same command"),
-        (cut, 130, "stopped; go on with the same options and --resume --out 'my runs/a'", RESUME),
+        (cut, 130, "stopped; go on with python circles.py --resume --out 'my runs/a'", RESUME),
     ):
         monkeypatch.setattr("para_video.runs._LOCKS", {Path("my runs/a").resolve(): None})
         with pytest.raises(SystemExit) as end:
