@@ -26,7 +26,7 @@ from para_video.figures import write_table
 from para_video.rows import Row, Rows
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "freeze.md", ROOT / "README.md"
+RESULTS, PAGE, README = ROOT / "results" / "freeze.json", ROOT / "docs" / "freeze.md", ROOT / "README.md"
 STARTS = ("mini-random", "mini-procedural", "mini")
 TAP = '{"tap": "joined"}'
 """The same features in every way."""
@@ -58,8 +58,12 @@ class Config:
     steps: int = 600
     episodes: int = 50
     out: Path = Path("runs/freeze")
-    results: Path = ROOT / "results" / "freeze.json"
+    results: Path = RESULTS
     page: Path = PAGE
+
+    def __post_init__(self) -> None:
+        if self.page == PAGE and self.results != RESULTS:
+            raise ValueError(f"{PAGE.name} and the README show {RESULTS.name}: pass a --page for what is in {self.results}")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measure what is missing, write as it goes, and return everything that is known, by task."""
+    """Measure what is missing, write as it goes, and return what is known of all tasks that were measured alike, by task."""
     known = json.loads(config.results.read_text()) if config.results.exists() else {}
     for task in tqdm(config.tasks, unit="task"):
         with MetaWorldEnv(task, widen=config.widen) as env:
@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
                 known[task] = {"settings": settings, **measure(env, config)}
                 write_atomically(config.results, json.dumps(dict(sorted(known.items())), indent=1).encode())
                 tqdm.write(row(task, known[task]))
-    shown = {task: known[task] for task in config.tasks}
+    shown = {task: entry for task, entry in sorted(known.items()) if alike(entry["settings"], settings)}
     head, rest = (config.page.read_text() if config.page.exists() else START + END).split(START)
     write_atomically(config.page, (head + START + table(shown) + END + rest.split(END)[1]).encode())
     return shown
@@ -84,6 +84,12 @@ def measured_with(env: MetaWorldEnv, config: Config) -> dict[str, Any]:
     seen = {name: value for name, value in env.settings.items() if name not in ("size", "shadows")}  # nothing is rendered
     asked = {name: value for name, value in asdict(config).items() if name in ("episodes", "gripper_levels", "schedule", "plan")}
     return json.loads(json.dumps({**seen, **asked}))
+
+
+def alike(settings: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether figures of two tasks belong into one table."""
+    shared = ("episodes", "gripper_levels", "schedule", "plan", "widen", "metaworld", "mujoco")
+    return all(settings[name] == others[name] for name in shared)
 
 
 def measure(env: MetaWorldEnv, config: Config) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pretrain.video import VideoConfig
 
 ROOT = Path(__file__).parent.parent
 PLACE = "benchmarks/results_table.py"
+KINDS = ("robot-", "video", "circles")
+"""What files of summaries begin with."""
 UNNAMED = ("task", "demos", "out", "resume", "workers")
 """Options that are in a result's name already, or change no figure in it."""
 ROWS = {
@@ -53,7 +55,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Collect, then write the tables."""
+    """Collect, then write the tables; what they cannot tell is not taken in."""
+    found = {path: json.loads(path.read_text()) for kind in KINDS for path in config.results.glob(f"{kind}*.json")}
+    collected = {}
     for run in config.collect:
         summary = json.loads((run / "summary.json").read_text())
         summary["config"]["out"] = None  # a path of the machine that it ran on
@@ -61,17 +65,24 @@ def main(config: Config) -> None:
             summary["command"] = without_out(summary["command"])
         path = config.results / f"{name_of(summary)}.json"
         refuse_another(path, summary)
+        collected[path] = summary
+    front, page = tables(found | collected)
+    for path, summary in collected.items():
         write_atomically(path, (json.dumps(summary, indent=1) + "\n").encode())
+    write_place(config.front, PLACE, front)
+    write_place(config.page, PLACE, page)
+
+
+def tables(summaries: Mapping[Path, dict[str, Any]]) -> tuple[str, str]:
+    """Of summaries by file: of the runs that compare policies, and of all others."""
     robots, videos, circles = (
-        [json.loads(path.read_text()) for path in sorted(config.results.glob(f"{kind}*.json"))]
-        for kind in ("robot-", "video", "circles")
+        [summary for path, summary in sorted(summaries.items()) if path.name.startswith(kind)] for kind in KINDS
     )
     compared = [summary for summary in robots if len(summary["policies"]) > 1]
     alone = [summary for summary in robots if summary not in compared]
-    write_place(config.front, PLACE, "\n\n".join(robot_table(summary) for summary in compared))
     parts = [alone_table(alone)] if alone else []
     parts += [video_table(summary) for summary in videos] + [circles_table(summary) for summary in circles]
-    write_place(config.page, PLACE, "\n\n".join(parts))
+    return "\n\n".join(robot_table(summary) for summary in compared), "\n\n".join(parts)
 
 
 def name_of(summary: dict[str, Any]) -> str:
@@ -140,6 +151,7 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
     """A row for each run of one policy."""
     names = [
         "`python finetune/robot.py ...`",
+        "carried out; state told",
         "same view",
         "+18 degrees",
         "training s",
@@ -152,9 +164,17 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
         (policy,), oracle = summary["policies"].values(), summary["oracle"]
         cells = [_cell(policy["cells"][view]) if view in policy["cells"] else "" for view in ("same", "azimuth+18")]
         bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
-        told = f"`{summary['command'].split(maxsplit=2)[2]}`, {precision_in(summary)}"
-        lines.append([told, *cells, f"{policy['seconds']:.0f}", *bounds])
+        told = f"`{' '.join(summary['command'].split(maxsplit=2)[2:])}`, {precision_in(summary)}"
+        lines.append([told, way(summary), *cells, f"{policy['seconds']:.0f}", *bounds])
     return markdown_table(names, lines)
+
+
+def way(summary: dict[str, Any]) -> str:
+    """How many targets of a decision were carried out, and how the gripper's height and opening were told; older summaries do not
+    say so."""
+    if "schedule" not in summary or "state_noise" not in summary["config"]:
+        return "an older way"
+    return f"{summary['schedule']['executed']}; {'roughly' if summary['config']['state_noise'] else 'exactly'}"
 
 
 def video_table(summary: dict[str, Any]) -> str:
@@ -198,8 +218,8 @@ def circles_table(summary: dict[str, Any]) -> str:
         ["constant velocity from the true centres", "", *(f"{value:.2f}" for value in guess.values())],
     ]
     made = (
-        f"{summary['steps']} steps of {config['batch_size']} clips, {summary['seconds']:.0f} s in all, {precision_in(summary)}; "
-        f"median pixels of error at {config['size']} px on {config['held_out']} held-out clips."
+        f"{summary['steps']} steps of {config['batch_size']} clips, {summary['training_seconds']:.0f} s of training, "
+        f"{precision_in(summary)}; median pixels of error at {config['size']} px on {config['held_out']} held-out clips."
     )
     command = summary.get("command", "python pretrain/circles.py")
     return _titled(command, made, ["frame", "seen", *(f"+{name}" for name in guess)], lines)

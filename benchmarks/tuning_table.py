@@ -8,11 +8,9 @@ results/tuning.json and the table in docs/tuning.md. Finished parts are kept in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
@@ -21,8 +19,9 @@ from finetune import robot
 from para_video.demos import TUNING_SEED
 from para_video.figures import write_table
 from para_video.rollout import horizon_for
-from para_video.runs import same_settings
-from para_video.training import make_accelerator, write_atomically
+from para_video.rows import Row, Rows
+from para_video.runs import same_settings, same_source
+from para_video.training import make_accelerator
 
 ROOT = Path(__file__).parent.parent
 HEADING = """# How the policies were tuned
@@ -52,14 +51,16 @@ class Config:
     page: Path = ROOT / "docs" / "tuning.md"
 
 
-def main(config: Config) -> list[dict[str, Any]]:
-    """Train and measure what is missing, then write the rows that are known."""
+def main(config: Config) -> list[Row]:
+    """Train and measure what is missing, then write the table of all rows."""
     console, accelerator = Console(), make_accelerator()
     same_settings(config.out, config.robot, free=("out", "resume", "policies", "episodes"), accelerator=accelerator)
+    same_source(config.out, robot.first_backbone(config.robot, accelerator), config.robot.starts, accelerator)
     demos = robot.demonstrations(config.robot, console).demos
     with config.robot.env() as env:
         horizon = horizon_for(env)
-    rows = []
+    settings = {name: asdict(config.robot)[name] for name in ("task", "demos", "steps", "batch_size", "episodes", "seed")}
+    rows = Rows(config.results, settings, ("policy", "learning_rate"))
     for name in config.policies:
         for rate in config.learning_rates:
             tried = replace(config.robot, learning_rate=rate, resume=True)
@@ -68,23 +69,23 @@ def main(config: Config) -> list[dict[str, Any]]:
             for acting in (name, "act-plain") if name == "act" else (name,):
                 cells = robot.evaluate_policy(acting, policy, tried, folder / acting, horizon, tuning_seeds(tried.episodes))
                 cells = {view: {"successes": c["successes"], "episodes": c["episodes"]} for view, c in cells.items()}
-                rows.append({"policy": acting, "learning_rate": rate, "cells": cells})
+                rows.add({"policy": acting, "learning_rate": rate, "cells": cells})
                 console.print(f"{acting} {rate:g}: " + ", ".join(f"{view} {c['successes']}" for view, c in cells.items()))
     write(config, rows)
-    return rows
+    return rows.find()
 
 
 def tuning_seeds(episodes: int) -> Sequence[int]:
     return range(TUNING_SEED, TUNING_SEED + episodes)
 
 
-def write(config: Config, rows: Sequence[dict[str, Any]]) -> None:
-    """The JSON file and the table."""
-    settings = {name: asdict(config.robot)[name] for name in ("task", "demos", "steps", "batch_size", "episodes", "seed")}
-    write_atomically(config.results, (json.dumps({"settings": settings, "rows": list(rows)}, indent=1) + "\n").encode())
-    views = list(rows[0]["cells"])
+def write(config: Config, rows: Rows) -> None:
+    """The table, policies in the order in which they are named."""
+    named, settings = {name: rank for rank, name in enumerate(Config.policies)}, rows.settings
+    found = sorted(rows.find(), key=lambda row: (named.get(row["policy"], len(named)), row["policy"], row["learning_rate"]))
+    views = list(found[0]["cells"])
     table = []
-    for row in rows:
+    for row in found:
         cells = [f"{row['cells'][view]['successes']}/{row['cells'][view]['episodes']}" for view in views]
         table.append([row["policy"], f"{row['learning_rate']:g}", *cells])
     made = (

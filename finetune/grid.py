@@ -20,9 +20,9 @@ from finetune import robot
 from para_video.figures import display_name
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows
-from para_video.runs import same_settings, versions
+from para_video.runs import same_settings, same_source, versions
 from para_video.sims.metaworld import episode_steps
-from para_video.statistics import difference, wilson_interval
+from para_video.statistics import Estimate, difference, success_rate
 from para_video.training import make_accelerator, write_atomically
 
 KEY = ("task", "demos", "seed", "arm", "policy")
@@ -38,7 +38,7 @@ def measure(
         configs: by policy; alike in task, demonstrations and seed. video: where the tuned video model of several arms is kept.
 
     Raises:
-        ValueError: `work` has such a policy of other settings.
+        ValueError: `work` has such a policy of other settings, or that began with other weights.
     """
     accelerator, folder = make_accelerator(), work
     for name, given in configs.items():
@@ -53,6 +53,7 @@ def measure(
         write_atomically(mark, today.encode())
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
+        same_source(folder / name, robot.first_backbone(config, accelerator), config.starts, accelerator)
         demos = robot.demonstrations(config, console).demos
         tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
         policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")
@@ -83,6 +84,17 @@ def outcomes(rows: Sequence[Row], view: str = "same") -> np.ndarray:
     return np.array([int(digit) for row in rows for digit in row["succeeded"][view]])
 
 
+def tables(rows: Sequence[Row], view: str = "same") -> list[np.ndarray]:
+    """(r, n) of each task and number of demonstrations: 0 or 1 of every training seed and episode."""
+    settings = dict.fromkeys((row["task"], row["demos"]) for row in rows)
+    return [np.stack([outcomes([row], view) for row in rows if (row["task"], row["demos"]) == setting]) for setting in settings]
+
+
+def rate(rows: Sequence[Row], view: str = "same") -> Estimate:
+    """Success with its interval; every task and number of demonstrations counts alike."""
+    return success_rate(tables(rows, view))
+
+
 def cell(rows: Sequence[Row], view: str = "same") -> str:
     """Successes of all episodes, for a table."""
     won = outcomes(rows, view)
@@ -99,32 +111,25 @@ def gain(rows: Sequence[Row], others: Sequence[Row], view: str = "same") -> tupl
     kind = lambda row: (row["task"], row["demos"], row["seed"], len(row["succeeded"][view]))  # noqa: E731
     if not rows or list(map(kind, rows)) != list(map(kind, others)):
         raise ValueError(f"rows of {list(map(kind, rows))} are compared with {list(map(kind, others))}; measure what is missing")
-    settings = dict.fromkeys((row["task"], row["demos"]) for row in rows)
-    sides = [
-        [[outcomes([row], view) for row in side if (row["task"], row["demos"]) == setting] for setting in settings]
-        for side in (rows, others)
-    ]
-    found = difference(*sides)
+    found = difference(tables(rows, view), tables(others, view))
     return found.mean, found.low, found.high
 
 
 def draw_arms(
     path: Path, rows: Sequence[Row], arms: Sequence[str], policies: Sequence[str], title: str, view: str = "same"
 ) -> None:
-    """Success over all tasks and demonstrations by arm, a bar for each policy, with Wilson's intervals."""
+    """Success over all tasks and demonstrations by arm, a bar for each policy, with its interval."""
     with matplotlib.style.context(["default", "tableau-colorblind10"]):
         figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(arms) + 1.5), layout="constrained")
         for k, policy in enumerate(policies):
             for i, arm in enumerate(arms):
-                won = outcomes([row for row in rows if row["arm"] == arm and row["policy"] == policy], view)
-                if len(won):
-                    low, high = wilson_interval(int(won.sum()), len(won))
-                    y, rate = i + 0.8 * (k - (len(policies) - 1) / 2) / len(policies), won.mean()
-                    error = [[rate - low], [high - rate]]
-                    axes.barh(y, rate, 0.8 / len(policies), xerr=error, color=f"C{k}", label=None if i else display_name(policy))
+                if here := [row for row in rows if row["arm"] == arm and row["policy"] == policy]:
+                    found, y = rate(here, view), i + 0.8 * (k - (len(policies) - 1) / 2) / len(policies)
+                    error, name = [[found.mean - found.low], [found.high - found.mean]], None if i else display_name(policy)
+                    axes.barh(y, found.mean, 0.8 / len(policies), xerr=error, color=f"C{k}", label=name)
         axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="success (Wilson 95 %)", title=title)
+        axes.set(xlim=(0, 1), xlabel="success (95 %)", title=title)
         axes.legend(loc="best")
         figure.savefig(path, dpi=110)
         pyplot.close(figure)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -83,6 +81,7 @@ from para_video.runs import (
     plain_settings,
     same_settings,
     same_source,
+    told_command,
     try_out,
     versions,
 )
@@ -264,6 +263,11 @@ class RobotConfig:
         if self.init is None:
             return shipped_heads(self.backbone)
         return None if self.init.lower() == "none" else Path(self.init)
+
+    @property
+    def starts(self) -> list[Path]:
+        """The checkpoints that policies start from: the backbone's, and `init` on top."""
+        return [folder for folder in (shipped_weights(self.backbone), self.init_folder) if folder is not None]
 
     def start(self, module: nn.Module, name: str, console: Console, video: Path | None = None) -> None:
         """Load a policy's or a predictor's weights: those that come with the backbone, `init` on top, `video` last.
@@ -690,12 +694,11 @@ def main(config: RobotConfig) -> dict[str, Any]:
     accelerator = make_accelerator()
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "shifts", "episodes"), accelerator=accelerator)
-    starts = [folder for folder in (shipped_weights(config.backbone), config.init_folder) if folder is not None]
-    for folder in starts:
+    for folder in config.starts:
         read_weights(folder)  # what is wrong with them is told before anything is recorded
     for shift in config.views.values():
         config.env(shift).close()  # and whether the task has such a workspace
-    if config.train == "heads" and not (starts or config.video_steps or "source" in config.options):
+    if config.train == "heads" and not (config.starts or config.video_steps or "source" in config.options):
         console.print(f"{config.backbone} is frozen with random weights: pass --init or --video-steps", style="yellow")
     if config.head_options != "{}" and "para" not in config.policy_names and not config.resume:
         raise ValueError(f"head_options are PARA's: leave them out, or add para to the policies {config.policies!r}")
@@ -703,7 +706,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
     first: VideoBackbone | None = first_backbone(config, accelerator)
     check_head(config, first.spec.channels)
     extra_videos(config, first)
-    same_source(out, first, starts, accelerator)
+    same_source(out, first, config.starts, accelerator)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own
     with accelerator.main_process_first():
@@ -727,7 +730,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "horizon": horizon,
         "oracle": {name: cell.summary() for name, cell in bounding.items()},
         "policies": policies,
-        "command": shlex.join(["python", "finetune/robot.py", *sys.argv[1:]]),
+        "command": told_command("finetune/robot.py", config),
         "config": plain_settings(config),
         "schedule": asdict(DEFAULT_SCHEDULE),
         "versions": versions() | trained_in(policies.values()),

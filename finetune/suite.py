@@ -275,12 +275,12 @@ def _counts(row: Row | None, name: str, episodes: int) -> bool:
 
 
 def outdated(suite: Suite, grids: Sequence[Grid], rows: Sequence[Row]) -> list[Row]:
-    """Rows of policies that are trained in another way today, from other demonstrations included."""
+    """Rows of policies that are trained in another way today, from other demonstrations included, and of such references."""
     names = {
-        (grid.arm, config.task, config.demos, config.seed, policy): trained_on(config, policy)
+        (grid.arm, config.task, config.demos, config.seed, name): trained_on(config, policy or "references")
         for grid in grids
         for config, policy in _policies(suite, grid)
-        if policy is not None
+        for name in ([policy] if policy else REFERENCES)
     }
     name = lambda row: names.get(tuple(row[part] for part in KEY[:-1]))  # noqa: E731
     return [row for row in rows if name(row) not in (None, row.get("trained_on"))]
@@ -472,6 +472,8 @@ def _complaint(code: int | None, log: Path) -> str:
     """What a worker says last before it fails, and where the rest is."""
     if code == 0:
         return ""
+    if code is not None and code < 0:  # it said nothing of it
+        return f"killed by signal {-code}, as when memory is short: try fewer --workers ({log})"
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     return f"{next((line for line in reversed(lines) if line.strip()), f'ended with code {code}')} ({log})"
 

@@ -21,6 +21,10 @@ Outcomes = dict[tuple[str, int], list[float]]
 """Episodes by task and training seed: 0 or 1, or the share of several views in which the episode succeeded."""
 
 
+MOST_REPLAYED = 0.25
+"""Share of episodes that a blind replay may solve for a task to tell policies apart (docs/oracle.md)."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A line of what the project wants to show.
@@ -111,6 +115,21 @@ def told_gap(found: Estimate | None) -> str:
     return "" if found is None else f"{100 * found.mean:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
 
 
+def fewer(found: Outcomes, most: Outcomes) -> str:
+    """What part of a line that is measured on `most` a number of its is of; nothing where it is of all."""
+    if not found or found.keys() >= most.keys():
+        return ""
+    tasks, (seeds, all_seeds) = {task for task, _ in found}, ({seed for _, seed in each} for each in (found, most))
+    parts = [f"{len(tasks)} task{'s' * (len(tasks) > 1)}"] if tasks != {task for task, _ in most} else []
+    parts += [f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"] if seeds != all_seeds or not parts else []
+    return f", {', '.join(parts)}"
+
+
+def shared(found: Outcomes, others: Outcomes) -> Outcomes:
+    """Of what was found, the tasks and training seeds that others have too."""
+    return {place: each for place, each in found.items() if place in others}
+
+
 def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
     seeds = Counter(task for task, _ in found)
@@ -143,7 +162,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         if target.other_arm is not None:
             others = {target.other_arm: of(arm=target.other_arm)}
         beside = [
-            f"{display_name(name)} {told(estimate(other))}, PARA ahead by {told_gap(gap(para, other))}"
+            f"{display_name(name)} {told(estimate(other))}{fewer(other, para)}, PARA {ahead(para, other)}"
             for name, other in others.items()
             if other
         ]
@@ -162,6 +181,13 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         )
     header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
     return markdown_table(header, lines)
+
+
+def ahead(para: Outcomes, other: Outcomes) -> str:
+    """How far PARA lies above another policy where both were measured, and what it comes to there, where that is not all of it."""
+    both = shared(para, other)
+    there = f"there {success_rate(by_task(both)).mean:.0%}, " if 0 < len(both) < len(para) else ""
+    return f"{there}ahead by {told_gap(gap(para, other))}"
 
 
 def wanted(target: Target, experiment: Experiment) -> set[tuple[str, int]]:
@@ -193,14 +219,35 @@ def means_table(experiment: Experiment, rows: Sequence[Row], views: Mapping[str,
                 found = {policy: outcomes(rows, merged, policy=policy, arm=arm, demos=demos) for policy in policies}
                 if not any(found.values()):
                     continue
-                cells = [told(estimate(found[policy])) for policy in policies]
-                cells += [told_gap(gap(found["para"], found[other])) for other in others]
+                most = max(found.values(), key=lambda each: sum(map(len, each.values())))
+                cells = [told(estimate(found[policy])) + fewer(found[policy], most) for policy in policies]
+                cells += [above(found["para"], found[other], most) for other in others]
                 if experiment.baseline is not None:
                     base = outcomes(rows, merged, policy="para", arm=experiment.baseline, demos=demos)
-                    cells.append(told_gap(gap(found["para"], base)) if arm != experiment.baseline else "")
-                most = max(found.values(), key=lambda each: sum(map(len, each.values())))
+                    cells.append(above(found["para"], base, most) if arm != experiment.baseline else "")
                 lines.append([*([arm] if any(arms) else []), str(demos), name, *cells, measured_on(most, len(merged))])
     return markdown_table([*(["arm"] if any(arms) else []), "demonstrations", "view", *titles, "measured on"], lines)
+
+
+def above(found: Outcomes, others: Outcomes, most: Outcomes) -> str:
+    """How far a policy lies above another where both were measured, and on what, where the line is of more."""
+    return told_gap(gap(found, others)) + fewer(shared(found, others), most)
+
+
+def replayed_note(rows: Sequence[Row]) -> str:
+    """Which tasks a blind replay solves too often to tell policies apart; empty where there are none."""
+    easy = {
+        (row["arm"], row["task"], row["demos"], view_name(row["view"])): f"{won}/{len(row['succeeded'])}"
+        for row in rows
+        if row["policy"] == "blind_replay" and (won := row["succeeded"].count("1")) > MOST_REPLAYED * len(row["succeeded"])
+    }
+    told = [
+        f"{task.removesuffix('-v3')} {won} ({f'{arm}, ' if arm else ''}{view}, {demos} demonstrations)"
+        for (arm, task, demos, view), won in easy.items()
+    ]
+    if not told:
+        return ""
+    return f"*A blind replay solves more than a quarter of {'; '.join(told)}. Means include it all the same.*"
 
 
 def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> str:
@@ -228,12 +275,13 @@ def outdated_note(rows: Sequence[Row]) -> str:
     """What of an experiment is `finetune.suite.outdated`; empty where nothing is."""
     kinds: dict[tuple[str, str, int], set[str]] = {}
     for row in rows:
-        kinds.setdefault((row["arm"], row["policy"], row["demos"]), set()).add(row["task"].removesuffix("-v3"))
+        policy = "expert, oracle and blind replay" if row["policy"] in REFERENCES else display_name(row["policy"])
+        kinds.setdefault((row["arm"], policy, row["demos"]), set()).add(row["task"].removesuffix("-v3"))
     told = [
-        f"{f'{arm}, ' if arm else ''}{display_name(policy)} from {demos} ({', '.join(sorted(tasks))})"
+        f"{f'{arm}, ' if arm else ''}{policy} from {demos} ({', '.join(sorted(tasks))})"
         for (arm, policy, demos), tasks in sorted(kinds.items())
     ]
-    return f"*Trained in an earlier way, or from demonstrations of earlier experts: {'; '.join(told)}.*" if told else ""
+    return f"*Measured in an earlier way, or from demonstrations of earlier experts: {'; '.join(told)}.*" if told else ""
 
 
 def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from finetune.grid import cell, counts, gain, outcomes
+from finetune.grid import cell, counts, gain, rate
 from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import checkpoint_digest, load_policy
@@ -19,7 +19,6 @@ from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows
 from para_video.runs import SETTINGS_FILE
 from para_video.sims.metaworld import episode_steps
-from para_video.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,13 @@ def load_trained(folder: Path, trusted: Sequence[str] = ()) -> Trained:
 
 
 def told(rows: Rows, policy: str, arm: str, before: str, view: str) -> tuple[str, str]:
-    """For a table: an arm's successes with Wilson's interval, and the gain in percentage points over another arm of the same policy
+    """For a table: an arm's successes with their interval, and the gain in percentage points over another arm of the same policy
     with its interval. Empty where there are none."""
     measured, others = rows.find(policy=policy, arm=arm), rows.find(policy=policy, arm=before)
     if not measured:
         return "", ""
-    won = outcomes(measured, view)
-    low, high = wilson_interval(int(won.sum()), len(won))
-    share = f"{cell(measured, view)} ({low:.0%}-{high:.0%})"
+    found = rate(measured, view)
+    share = f"{cell(measured, view)} ({found.low:.0%}-{found.high:.0%})"
     if arm == before:
         return share, ""
     points = [100 * number for number in gain(measured, others, view)]

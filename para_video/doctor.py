@@ -47,8 +47,8 @@ tasks (three demonstrations each) estimates lay within 0.21 frames, 5 %, 2.0 deg
 2.8 px; the hand's likeness was 0.73 or more."""
 SAME_LEVELS = 2.0
 """Mean difference, of 255, up to which pictures are taken for the same: renderers round and videos are compressed."""
-PROJECTED = ("position jump", "principal point", "focal length", "gripper in view")
-"""Checks of what projects the hand; where one is red, images are not judged."""
+PROJECTED = ("frame sizes", "position jump", "principal point", "focal length", "gripper in view")
+"""Checks of what projects the hand, and of what it is seen on; where one is red, images are not judged."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ def check_demos(demos: Sequence[Demo], hand: Sequence[float] = HAND_M) -> list[C
     names = ("positions", "rotations", "openings", "gripper", "moves")
     broken = [i for i, d in enumerate(demos) if any((a := getattr(d, k)) is not None and not np.isfinite(a).all() for k in names)]
     found = [_limit("not finite", len(broken), 0, "episodes", "remove or repair these episodes", detail=broken)]
+    sizes = sorted({(demo.frames.shape[2], demo.frames.shape[1]) for demo in demos})
+    told = ", ".join(f"{width} x {height}" for width, height in sizes)
+    scale = "scale all to one size, the intrinsics with the images"
+    found.append(Check("frame sizes", "ok" if len(sizes) == 1 else "wrong", f"{told} px", "one", scale))
     whole = [demo for i, demo in enumerate(demos) if i not in broken]
     checks = (_numbers, _camera_facts, _gripper, _episodes, _images)
     for check in tqdm(checks, desc="demonstrations", unit="group", disable=not whole):
@@ -325,7 +329,8 @@ def picture(demos: Sequence[Demo], hand: Sequence[float] = HAND_M) -> np.ndarray
         path = upscale_points(_hand_pixels(demo, hand)[:: max(1, len(demo) // 20)], factor)
         shown = draw_points(upscale(overlay_heatmap(demo.frames[0], motion), factor), path, style="trajectory")
         panels.append(label(shown, f"motion and hand, seed {demo.seed}"))
-    return np.concatenate(panels, axis=1)
+    height = max(panel.shape[0] for panel in panels)
+    return np.concatenate([np.pad(panel, ((0, height - panel.shape[0]), (0, 0), (0, 0))) for panel in panels], axis=1)
 
 
 def main(config: DoctorConfig) -> list[Check]:

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -33,7 +33,7 @@ SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
 SOURCE, STARTS = "source_weights", "start_weights"
 """There: the fingerprint of the weights that the backbone has from its source, and the digests of those that are loaded on top."""
 FREE, NOT_KEPT = "may_change", ("out", "resume")
-"""There: the options that a resumed run may change, as it last had them; and those that are not there."""
+"""There: the options that a resumed run may change, as it began with them; and those that are not there."""
 C = TypeVar("C")
 
 
@@ -86,8 +86,8 @@ def _given(config: type, arguments: Sequence[str]) -> dict[str, Any]:
         return {"args": arguments}
     kept, free = _settings(asked.out)
     has = {name: _typed(options[name], value) for name, value in {**kept, **free}.items() if name in options}
-    on = {"--" + name.replace("_", "-") for name, value in has.items() if value is True}  # these flags cannot be given again
-    return {"args": [argument for argument in arguments if argument not in on], "default": config(**has)}
+    on = [name for name, value in has.items() if value is True]  # these flags cannot be given again
+    return {"args": [a for a in arguments if a.removeprefix("--").replace("-", "_") not in on], "default": config(**has)}
 
 
 def _typed(hint: Any, value: Any) -> Any:
@@ -164,6 +164,19 @@ def plain_settings(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
+def told_command(script: str, config: Any) -> str:
+    """The command that begins a run of a script with these options, which a resumed one's does not say; where the run is written to
+    is left out."""
+    words, usual = ["python", script], type(config)()
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if each.name in NOT_KEPT or value == getattr(usual, each.name):
+            continue
+        told = [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+        words += ["--" + each.name.replace("_", "-"), *told]
+    return shlex.join(words)
+
+
 def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerator: Accelerator) -> None:
     """Keep a run's settings in its folder, and refuse to go on there with others: what is finished would pass for theirs.
 
@@ -187,7 +200,7 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(differ)}): use the same ones or another --out")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_atomically(path, (json.dumps({**now, **content, FREE: may_change}, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps({**now, FREE: may_change, **content}, indent=1) + "\n").encode())
     accelerator.wait_for_everyone()
 
 

@@ -9,8 +9,6 @@ and marks the circle in them and in the six that follow. The checkpoint is a sta
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +48,7 @@ from para_video.runs import (
     plain_settings,
     same_settings,
     same_source,
+    told_command,
     try_out,
     versions,
 )
@@ -245,15 +244,15 @@ def main(config: CirclesConfig) -> dict[str, Any]:
     summary |= {
         "steps": result.steps,
         "training_seconds": result.seconds,
-        "seconds": time.perf_counter() - begun,
-        "command": shlex.join(["python", "pretrain/circles.py", *sys.argv[1:]]),
+        "seconds": None if config.resume else time.perf_counter() - begun,  # before a cut nobody counted
+        "command": told_command("pretrain/circles.py", config),
         "config": plain_settings(config),
         "versions": versions(),
     }
     write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     show(summary, console)
-    console.print(f"{summary['seconds']:.0f} s in all. Pictures, video, figures and checkpoint: {out}")
+    console.print(f"{time.perf_counter() - begun:.0f} s. Pictures, video, figures and checkpoint: {out}")
     return summary
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +50,17 @@ from para_video.prediction import (
     video_files,
 )
 from para_video.readout import ReadoutSpec
-from para_video.runs import RESUME, command_line, output_folder, per_process, plain_settings, same_settings, same_source, versions
+from para_video.runs import (
+    RESUME,
+    command_line,
+    output_folder,
+    per_process,
+    plain_settings,
+    same_settings,
+    same_source,
+    told_command,
+    versions,
+)
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder
 
@@ -468,12 +476,11 @@ def main(config: VideoConfig) -> dict[str, Any]:
                 ylabel="PSNR on changing pixels (dB)",
             )
         show(figures, console)
-    command = shlex.join(["python", "pretrain/video.py", *sys.argv[1:]])
-    summary |= {"command": command, "config": plain_settings(config), "versions": versions()}
-    summary["seconds"] = time.perf_counter() - begun
+    summary |= {"command": told_command("pretrain/video.py", config), "config": plain_settings(config), "versions": versions()}
+    summary["seconds"] = None if config.resume else time.perf_counter() - begun  # before a cut nobody counted
     write_atomically(out / "README.md", model_card(config, summary).encode())
     write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-    console.print(f"{summary['seconds']:.0f} s in all. Strips, curves, figures and checkpoint: {out}")
+    console.print(f"{time.perf_counter() - begun:.0f} s. Strips, curves, figures and checkpoint: {out}")
     return summary
 
 

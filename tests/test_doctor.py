@@ -30,6 +30,16 @@ def test_a_clean_set_passes(clean: DemoSet) -> None:
     assert set(verdicts(clean.demos).values()) == {"ok", "not checked"}
 
 
+def test_frames_of_several_sizes_are_told_and_drawn(clean: DemoSet, tmp_path: Path) -> None:
+    first, second, _ = clean.demos
+    half = first.camera.intrinsics * torch.tensor([[0.5], [0.5], [1.0]])
+    small = replace(first, frames=first.frames[:, ::2, ::2], camera=replace(first.camera, intrinsics=half), seed=7)
+    save_demos(DemoSet((second, small)), tmp_path / "set")
+    found = {check.name: check for check in main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))}
+    assert found["frame sizes"].verdict == "wrong" and found["frame sizes"].value == "32 x 32, 64 x 64 px"
+    assert found["images"].remedy == "mend frame sizes" and (tmp_path / "out" / "doctor.png").is_file()
+
+
 def test_a_lag_is_not_claimed_where_the_hand_moves_evenly() -> None:
     demos = []
     with MetaWorldEnv("reach-v3", size=64) as env:

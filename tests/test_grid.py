@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from finetune import robot
-from finetune.grid import KEY, draw_arms, gain, measure
+from finetune.grid import KEY, draw_arms, gain, measure, rate
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Rows
+from para_video.statistics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,26 @@ def test_what_a_cut_left_of_other_settings_is_not_gone_on_with(tmp_path, monkeyp
             measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
     with pytest.raises(ValueError, match="steps was 2 and is 3"):
         measure("arm", {"para": robot.RobotConfig(task="reach-v3", steps=3)}, rows, tmp_path / "work", Console(quiet=True))
+
+
+def test_what_a_cut_left_of_other_weights_is_not_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: robot.DemoSet(()))
+    monkeypatch.setattr(robot, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    start, rows = tmp_path / "start", Rows(tmp_path / "rows.json", {}, KEY)
+    start.mkdir()
+    config = robot.RobotConfig(task="reach-v3", init=str(start))
+    for weights, error in ((b"first", KeyboardInterrupt), (b"first", KeyboardInterrupt), (b"second", ValueError)):
+        (start / "model.safetensors").write_bytes(weights)
+        with pytest.raises(error):
+            measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True))
+
+
+def test_the_interval_of_several_seeds_is_not_that_of_as_many_episodes():
+    rows = [row("a", "1" * 40 + "0" * 10, seed=seed) for seed in range(3)]
+    one, three = rate(rows[:1]), rate(rows)
+    assert one.mean == three.mean and three.low <= one.low and three.high >= one.high
+    low, high = wilson_interval(40, 50)
+    assert (one.low, one.high) == pytest.approx((low, high))
 
 
 def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
@@ -88,5 +109,7 @@ def test_the_freeze_ablation_is_told_as_its_rows_have_it(tmp_path, monkeypatch):
     monkeypatch.setitem(script["write"].__globals__, "README", tmp_path / "README.md")
     rows = Rows(results, json.loads(results.read_text())["settings"], KEY)
     script["write"](script["Config"](page=page), rows)
+    with pytest.raises(ValueError, match="pass a --page"):
+        script["Config"](results=results, page=page)
     assert {name: (tmp_path / name).read_text() for name in pages} == pages
     assert page.with_name("freeze.png").stat().st_size > 0

@@ -335,6 +335,24 @@ def test_results_have_names_of_their_own_that_stay(tmp_path):
         script["refuse_another"](kept, {"config": {"init": "runs/b"}})
 
 
+def test_a_run_that_cannot_be_told_is_not_taken_in(tmp_path):
+    script, run = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py")), tmp_path / "run"
+    results = tmp_path / "results"
+    for folder in (run, results):
+        folder.mkdir()
+    summary = json.loads((ROOT / "results" / "robot-pick-place-5-policies-para-train-heads.json").read_text())
+    config = script["Config"](collect=(run,), results=results, front=tmp_path / "front.md", page=tmp_path / "page.md")
+    (run / "summary.json").write_text(json.dumps({name: part for name, part in summary.items() if name != "command"}))
+    with pytest.raises(KeyError):
+        script["main"](config)
+    assert not [*results.iterdir()]
+    for page in (config.front, config.page):
+        page.write_text("<!-- table: benchmarks/results_table.py -->\n\n<!-- end of table -->\n")
+    (run / "summary.json").write_text(json.dumps(summary | {"command": "python finetune/robot.py"}))
+    script["main"](config)
+    assert "| ``, bf16 | 2; roughly |" in config.page.read_text() and len([*results.iterdir()]) == 1
+
+
 def test_the_tables_of_runs_are_those_of_the_results(tmp_path):
     """No figure is typed: what the script writes from results/ is what the pages say."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))

@@ -21,6 +21,7 @@ from para_video.runs import (
     per_process,
     same_settings,
     same_source,
+    told_command,
 )
 from para_video.training import make_accelerator
 from pretrain.circles import CirclesConfig
@@ -48,18 +49,29 @@ def test_a_resumed_run_has_its_own_options_and_may_be_given_them_again(tmp_path,
     for given, expected in (
         ([], replace(began, resume=True)),
         (["--hide-hand", "--task", "push-v3"], replace(began, resume=True)),
+        (["--hide_hand"], replace(began, resume=True)),
         (["--episodes", "9"], replace(began, resume=True, episodes=9)),
         (["--demos", "6"], replace(began, resume=True, demos=6)),  # which `same_settings` refuses
     ):
         monkeypatch.setattr("sys.argv", ["robot.py", *given, *here])
         command_line(got.append, RobotConfig, "text")
         assert got[-1] == expected
-    same_settings(tmp_path, got[-2], free=free, accelerator=make_accelerator("no"))
+    same_settings(tmp_path, got[3], free=free, accelerator=make_accelerator("no"))
     monkeypatch.setattr("sys.argv", ["robot.py", *here])
     command_line(got.append, RobotConfig, "text")
-    assert got[-1].episodes == 9  # as it was last resumed
+    assert got[-1].episodes == 7  # as it began: what it was resumed with may have been a mistake
     with pytest.raises(ValueError, match="demos was 5 and is 6"):
-        same_settings(tmp_path, got[3], free=free, accelerator=make_accelerator("no"))
+        same_settings(tmp_path, got[4], free=free, accelerator=make_accelerator("no"))
+
+
+def test_a_command_is_told_by_the_options_that_are_not_usual():
+    config = RobotConfig(policies="para", shifts="look=1; azimuth=-18", hide_hand=True, init=None, resume=True, out=Path("runs/a"))
+    assert told_command("finetune/robot.py", config) == (
+        "python finetune/robot.py --policies para --shifts 'look=1; azimuth=-18' --hide-hand"
+    )
+    config = VideoConfig(contexts=(1, 2), videos=Path("mine"))
+    assert told_command("pretrain/video.py", config) == "python pretrain/video.py --videos mine --contexts 1 2"
+    assert told_command("pretrain/circles.py", CirclesConfig()) == "python pretrain/circles.py"
 
 
 def test_tuples_of_options_are_tuples_again(tmp_path, monkeypatch):

@@ -15,7 +15,18 @@ import pytest
 from finetune import robot, suite
 from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, outdated, run_jobs
-from finetune.suite_page import Target, gap, means_table, measured_on, ordered, outcomes, outdated_note, targets_table, tasks_table
+from finetune.suite_page import (
+    Target,
+    gap,
+    means_table,
+    measured_on,
+    ordered,
+    outcomes,
+    outdated_note,
+    replayed_note,
+    targets_table,
+    tasks_table,
+)
 from para_video.hand import Hand
 from para_video.policy import Schedule
 from para_video.rollout import Cell, Episode
@@ -124,6 +135,41 @@ def test_rows_of_policies_that_are_trained_otherwise_today_are_told(tiny, acted)
     assert [(row["policy"], row["view"]) for row in old] == [("para", "azimuth=18"), ("para", "none")]
     assert outdated_note(old).endswith("experts: PARA from 1 (reach).*")
     assert outdated(tiny, [replace(GRID, demos=(2,))], rows) == [], "what is not wanted is not outdated"
+    wider = outdated(tiny, [replace(GRID, options={"widen": 1.5})], rows)
+    assert {row["policy"] for row in wider} == {"para", *suite.REFERENCES}
+    assert outdated_note(wider).endswith("PARA from 1 (reach); expert, oracle and blind replay from 1 (reach).*")
+
+
+def test_what_is_measured_on_fewer_seeds_says_so():
+    digits = {("para", 0): "1111", ("para", 1): "0011", ("act", 0): "0111"}
+    rows = [
+        {"arm": "", "task": "reach-v3", "demos": 5, "seed": seed, "policy": policy, "view": "none", "succeeded": won, "held": won}
+        for (policy, seed), won in digits.items()
+    ]
+    experiment = Experiment("few", "claim", (replace(GRID, demos=(5,), seeds=(0, 1), policies=("para", "act")),), ())
+    (line,) = means_table(experiment, rows, {"same": ("none",)}).splitlines()[2:]
+    para, act, ahead = (cell.strip() for cell in line.split("|")[3:6])
+    assert para.startswith("75% (") and act.startswith("75% (") and act.endswith(", 1 seed") and "seed" not in para
+    assert ahead.startswith("+25 (") and ahead.endswith("), 1 seed")
+    target = Target("text", 0.7, "few", 5, ("none",), besides=("act",))
+    (line,) = targets_table([target], {"few": rows}, {"few": experiment}).splitlines()[2:]
+    assert "1 seed, PARA there 100%, ahead by +25 (" in line and "2 seeds, 8 episodes" in line
+    whole = [row for row in rows if row["seed"] == 0]
+    assert "seed" not in means_table(experiment, whole, {"same": ("none",)}).split("|")[-4]
+    assert "there" not in targets_table([target], {"few": whole}, {"few": experiment})
+
+
+def test_tasks_that_a_blind_replay_solves_are_told():
+    row = {"arm": "", "task": "reach-v3", "demos": 5, "seed": 0, "policy": "blind_replay", "view": "none"}
+    assert replayed_note([{**row, "succeeded": "1000"}]) == replayed_note([{**row, "policy": "para", "succeeded": "1111"}]) == ""
+    assert "a quarter of reach 2/4 (training view, 5 demonstrations)." in replayed_note([{**row, "succeeded": "1100"}])
+
+
+def test_a_worker_that_is_killed_is_not_told_by_its_progress_bar(tmp_path):
+    log = tmp_path / "job.log"
+    log.write_text("para: 45%|####5     | 540/1200")
+    assert suite._complaint(-9, log).startswith("killed by signal 9") and "540" not in suite._complaint(-9, log)
+    assert suite._complaint(1, log).startswith("para: 45%") and suite._complaint(0, log) == ""
 
 
 def test_a_hand_of_another_shape_that_is_hidden_is_another_policy(monkeypatch):
