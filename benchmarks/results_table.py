@@ -188,7 +188,10 @@ def video_table(summary: dict[str, Any]) -> str:
     lines, shown = [], ("1", "3", "6")
     names = [f"{n} seen, +{k}" for n in figures for k in shown]
     told = {"copy": "last frame repeated", "sample": "one draw", "mean": "mean of {samples} draws", "expected": "one-step answer"}
+    told["guided"] = "one draw, guided by {guidance:g}"
     for key, text in told.items():
+        if key not in next(iter(figures.values()))["psnr_db"]:
+            continue
         cells = [f"{figures[n]['psnr_db'][key][k]:.2f} dB ({figures[n]['ssim'][key][k]:.2f})" for n in figures for k in shown]
         lines.append([text.format(**summary["config"]), *cells])
     kinds = dict.fromkeys(kind for n in figures for kind in figures[n].get("gripper_error_px", {}))

@@ -184,17 +184,30 @@ def drawing_loss(draw: nn.Conv2d, features: VideoFeatures, clip: Tensor, observe
 
 @torch.no_grad()
 def futures(
-    backbone: VideoBackbone, seen: Tensor, horizon: int, *, samples: int, steps: int, generator: torch.Generator
+    backbone: VideoBackbone,
+    seen: Tensor,
+    horizon: int,
+    *,
+    samples: int,
+    steps: int,
+    generator: torch.Generator,
+    guidance: float = 1.0,
 ) -> dict[str, Tensor]:
     """What may be said of the future of clips seen (b, t, 3, H, W): predictions (b, horizon, 3, H, W) by name.
 
-    "copy" repeats the last frame, "sample" is one draw, "mean" that of `samples` draws, "expected" the model's one-step answer.
+    "copy" repeats the last frame, "sample" is one draw, "mean" that of `samples` draws, "expected" the model's one-step answer,
+    "guided" the one draw again, from the same noise, with a guidance other than 1.
     """
+    same = generator.clone_state()
     with autocast(seen.device):
         draws = torch.stack([backbone.sample(seen, horizon, steps=steps, generator=generator) for _ in range(samples)])  # type: ignore[operator]
         expected = backbone.sample(seen, horizon, steps=1, generator=generator)  # type: ignore[operator]
     copy = seen[:, -1:].expand(-1, horizon, -1, -1, -1)
-    return {"copy": copy, "sample": draws[0].float(), "mean": draws.float().mean(0), "expected": expected.float()}
+    found = {"copy": copy, "sample": draws[0].float(), "mean": draws.float().mean(0), "expected": expected.float()}
+    if guidance != 1:
+        with autocast(seen.device):
+            found["guided"] = backbone.sample(seen, horizon, steps=steps, guidance=guidance, generator=same).float()  # type: ignore[operator]
+    return found
 
 
 @dataclass

@@ -8,6 +8,7 @@ from backbones.mini import MiniVideo
 from para_video.camera import Camera, orbit
 from para_video.demos import Demo
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures
+from para_video.precision import autocast
 from para_video.prediction import (
     DRAWN_SIDE,
     ClipBatch,
@@ -179,6 +180,14 @@ def test_a_little_training_predicts_a_square_better_than_a_copy():
     rng = np.random.default_rng(99)
     clips = torch.stack([square(rng, 5) for _ in range(16)]).float() / 255
     found = futures(predictor.backbone, clips[:, :2], 3, samples=4, steps=4, generator=torch.Generator().manual_seed(0))
+    guided = futures(
+        predictor.backbone, clips[:, :2], 3, samples=4, steps=4, generator=torch.Generator().manual_seed(0), guidance=2.0
+    )
+    assert all(torch.equal(guided[name], frames) for name, frames in found.items()), "the others stay as they are"
+    with autocast(clips.device):
+        again = predictor.backbone.sample(clips[:, :2], 3, steps=4, guidance=2.0, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(guided["guided"], again.float()), "from the noise of the one draw"
+    assert not torch.equal(again.float(), found["sample"])
     score = FutureScore.empty(tuple(found), 3)
     score.add(found, clips[:, 2:], clips[:, 1])
     psnr = score.summary()["psnr_db"]

@@ -74,12 +74,21 @@ def test_a_video_model_learns_from_a_folder_and_is_taken_as_a_beginning(own_vide
     summary = video.main(config)
     assert summary["unseen"] == json.loads((out / "summary.json").read_text())["unseen"] and list(summary["unseen"]) == ["1", "2"]
     figures = summary["unseen"]["2"]
-    assert list(figures["psnr_db"]) == ["copy", "sample", "mean", "expected"] and list(figures["ssim"]["mean"]) == ["1", "2", "3"]
+    assert list(figures["psnr_db"]) == ["copy", "sample", "mean", "expected", "guided"] and list(figures["ssim"]["mean"]) == [
+        "1",
+        "2",
+        "3",
+    ]
     for name in ("model.safetensors", "config.json", "unseen-1-0.png", "psnr-2.png", "samples.png", "README.md"):
         assert (out / name).stat().st_size > 0
     assert "moving things blur" in (out / "README.md").read_text()
     again = video.main(replace(config, resume=True))
     assert again["unseen"] == summary["unseen"]
+    measured = video.main(replace(config, steps=0, init=out, guidance=1.0, out=tmp_path / "measured"))
+    told = {name: values for name, values in figures["psnr_db"].items() if name != "guided"}
+    assert measured["unseen"]["2"]["psnr_db"] == told and not (tmp_path / "measured" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="0 to measure what --init holds"):
+        video.VideoConfig(steps=0)
     policy = PolicySpec("backbones.mini:MiniVideo", "para_video.heads:ParaHead", head_options={"spec": ReadoutSpec()}).build()
     taken, own = initialise(policy, out)
     assert 0 < taken < own
@@ -129,7 +138,11 @@ def test_a_video_model_is_probed_for_the_gripper_on_simulated_clips(tmp_path, mo
         steps=2, batch_size=2, samples=2, sampling_steps=2, probe_steps=2, horizon=3, size=64, out=tmp_path / "run"
     )
     errors = video.main(config)["unseen"]["2"]["gripper_error_px"]
-    assert list(errors) == ["constant velocity", "sample", "expected", "true frames"] and list(errors["sample"]) == ["1", "2", "3"]
+    assert list(errors) == ["constant velocity", "sample", "expected", "guided", "true frames"] and list(errors["sample"]) == [
+        "1",
+        "2",
+        "3",
+    ]
 
 
 def test_what_a_backbone_refuses_is_refused_before_anything_is_recorded(tmp_path, monkeypatch):
