@@ -143,6 +143,8 @@ def backbone_options(name: str, options: str | Mapping[str, Any] = "{}") -> dict
     except (ValueError, TypeError) as error:
         raise ValueError(f'options of a backbone are a JSON object such as {{"scale": 2}}, got {options!r}') from error
     for place in ("source", "base"):
+        if place in given and not isinstance(given[place], str):
+            raise ValueError(f"{place} is a model's name on the hub or a folder, as text; got {given[place]!r}")
         if place in given and Path(given[place]).is_dir():
             given[place] = str(Path(given[place]).resolve())  # where a saved policy looks for it
     return given if source is None else {"source": source, **given}

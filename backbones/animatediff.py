@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, check_seen
-from backbones.loading import Source, load_part
+from backbones.loading import Source, load_part, load_vae
 from backbones.svd import unet_tap
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -86,7 +86,7 @@ class AnimateDiffBackbone(LatentVideoBackbone):
         encoder = load_part(CLIPTextModel, source, "text_encoder")
         return {
             "unet": load_part(UNet2DConditionModel, source, "unet"),
-            "vae": load_part(AutoencoderKL, source, "vae"),
+            "vae": load_vae(AutoencoderKL, source),
             # the layers along time were trained with other noise than the model that carries them
             "scheduler": load_part(DDIMScheduler, source, "scheduler", beta_schedule="linear"),
             "prompts": Prompts.by_encoder(tokenizer, encoder, tokenizer.model_max_length),

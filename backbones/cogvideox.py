@@ -59,7 +59,7 @@ class CogVideoXBackbone(LatentVideoBackbone):
         config = transformer.config
         taps = block_taps(taps, transformer, DEPTH)
         continues_image = config.in_channels > vae.config.latent_channels
-        max_context = max_context or (1 if continues_image else 9)
+        max_context = max_context if max_context is not None else 1 if continues_image else 9
         if level is None and not (continues_image and max_context == 1):
             level = OBSERVED_LEVEL
         if level is not None and not continues_image:

@@ -44,7 +44,7 @@ from para_video.figures import labelled_points, value_grid
 from para_video.heads import ParaHead
 from para_video.held_out import circle_errors, demo_errors
 from para_video.policy import DEFAULT_SCHEDULE
-from para_video.precision import autocast
+from para_video.precision import autocast, precision_of
 from para_video.readout import ReadoutSpec, readout_spec
 from para_video.rollout import Replay, evaluate, evaluation_seeds, rollout
 from para_video.rows import Row, Rows
@@ -120,6 +120,8 @@ class CompareConfig:
         low = {name: getattr(self, name) for name in counts if getattr(self, name) < 1}
         if low or self.episodes < 0:
             raise ValueError(f"these must be at least 1: {low}; and episodes at least 0, got {self.episodes}")
+        if not self.tasks or not self.azimuths:
+            raise ValueError("tasks and azimuths, in which correspondence is measured, are one at least each")
         if unknown := sorted({self.task, *self.tasks} - set(TASKS)):
             raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
         for name in self.backbones:
@@ -189,7 +191,7 @@ def measure_norms(backbone: VideoBackbone, seed: int) -> None:
 
 
 def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict[str, Any]:
-    """What the features of one clip take, in bf16 as policies run.
+    """What the features of one clip take, in the precision in which policies run.
 
     Milliseconds are those of the fastest repetition, to which what else the machine does only adds. Memory is the most MB of the
     backbone and what it computes, None where the system does not say; it is for a process of its own, as what was freed before
@@ -199,10 +201,9 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
     before = _resident_mb("VmRSS")
     backbone = build(name, options)
     device = backbone.device
-    clip = torch.rand(1, min(OBSERVED, backbone.spec.contexts[1]), 3, size, size, generator=torch.Generator().manual_seed(0)).to(
-        device
-    )
-    horizon = FUTURE if backbone.spec.predicts else 0
+    observed, future = taken(backbone)
+    clip = torch.rand(1, observed, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    horizon = future if backbone.spec.predicts else 0
     seconds = []
     if reset := _reset_peak(device):
         reset()
@@ -225,7 +226,15 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
         "channels": backbone.spec.channels,
         "stride": backbone.spec.stride,
         "threads": torch.get_num_threads(),
+        "precision": precision_of(device),
     }
+
+
+def taken(backbone: VideoBackbone) -> tuple[int, int]:
+    """Frames of a clip that is seen and of what follows, as near to `OBSERVED` and `FUTURE` as a backbone takes them. One that does
+    not predict is asked for the future all the same: its head tells it from the last frame."""
+    low, high = backbone.spec.contexts
+    return max(low, min(OBSERVED, high)), min(FUTURE, backbone.spec.max_horizon) if backbone.spec.predicts else FUTURE
 
 
 def _resident_mb(name: str) -> float | None:
@@ -275,8 +284,8 @@ def head_on(backbone: VideoBackbone, spec: ReadoutSpec, seed: int) -> VideoPolic
 
 def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str, Any]:
     """Median pixels by which a trained head misses circles of held-out clips: on seen frames, on future ones, by frame."""
-    observed = min(OBSERVED, backbone.spec.contexts[1])
-    clips: dict[str, Any] = {"size": config.size, "observed": observed, "future": FUTURE}
+    observed, future = taken(backbone)
+    clips: dict[str, Any] = {"size": config.size, "observed": observed, "future": future}
     training, unseen = CircleVideos(seed=2 * config.seed, **clips), CircleVideos(seed=2 * config.seed + 1, **clips)
     policy = head_on(backbone, ReadoutSpec(), config.seed)
     device = backbone.device
@@ -296,6 +305,7 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
         "px_future": float(error[:, observed:].nanmedian()),
         "px": {str(t + 1 - observed): float(error[:, t].nanmedian()) for t in range(error.shape[1])},
         "training_s": seconds,
+        "precision": precision_of(device),
     }
 
 
@@ -306,14 +316,15 @@ def robot_readout(backbone: VideoBackbone, config: CompareConfig) -> tuple[Video
     policy = head_on(backbone, readout_spec(shown), config.seed)
     clips = DemoBatches(
         shown, batch_size=1, chunk=DEFAULT_SCHEDULE.chunk, stride=DEFAULT_SCHEDULE.frame_stride, augmentation=Augmentation(),
-        seed=config.seed,
+        context=backbone.spec.contexts[0], seed=config.seed,
     )  # fmt: skip
     config.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.out, prefix=".features-") as folder:
         cache = cache_features(policy, clips, config.copies, Path(folder))
         batches = CachedBatches(cache, clips[0], batch_size=config.batch_size, seed=config.seed)
         seconds = _train(policy, batches, config.steps, config, config.task)
-    return policy, {**demo_errors(policy, unseen), "training_s": seconds}
+    found = demo_errors(policy, unseen, backbone.spec.contexts[0])
+    return policy, {**found, "training_s": seconds, "precision": precision_of(backbone.device)}
 
 
 def _train(policy: VideoPolicy, batches: Dataset, steps: int, config: CompareConfig, label: str) -> float:
@@ -334,7 +345,9 @@ def closed_loop(policy: VideoPolicy, config: CompareConfig) -> dict[str, Any]:
     seeds, cells = evaluation_seeds(config.episodes), {}
     for view, offset in {"same": 0.0, "turned": config.turned_deg}.items():
         with ShiftedEnv(config.task, Shift(azimuth=offset), size=config.size) as env:
-            run = functools.partial(rollout, env, policy, MetaWorldServo(), horizon=episode_steps(config.task))
+            run = functools.partial(
+                rollout, env, policy, MetaWorldServo(), context=policy.backbone.spec.contexts[0], horizon=episode_steps(config.task)
+            )
             with tqdm(total=len(seeds), desc=f"{config.task} {view}", unit="episode") as bar:
                 cells[view] = evaluate(run, seeds, on_episode=lambda _: bar.update()).summary()
     return {**cells, "drop": drop(cells["same"], cells["turned"]), "blind_replay": blind_replay(config)}

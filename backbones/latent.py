@@ -662,9 +662,9 @@ class LatentVideoBackbone(VideoBackbone):
         """Latents (b, c, s, h, w) of past and future at the level of features, and the levels (b, s) of each. The future is drawn
         by Euler steps of the noise process, while the past is held at what is known of it."""
         b, c, past, h, w = latents.shape
-        generator = generator or torch.Generator(latents.device).manual_seed(0)
+        generator = generator or torch.Generator().manual_seed(0)  # of one kind of device: others draw other numbers
         shape = (1, c, past + timeline.future, h, w)
-        noise = torch.randn(shape, generator=generator, device=latents.device, dtype=latents.dtype).expand(b, -1, -1, -1, -1)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(latents).expand(b, -1, -1, -1, -1)
         known = F.pad(latents, (0, 0, 0, 0, 0, timeline.future))
         whole = lambda level: self._levels(latents.new_full((b,), level, dtype=torch.float32), timeline)  # noqa: E731
         if not timeline.future or self.level == self.process.top:

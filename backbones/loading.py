@@ -83,6 +83,8 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
     local = Path(source.name).is_dir()
     if not local and (source.name.startswith((".", "/", "~")) or source.name.count("/") > 1):  # no id of a hub looks like that
         raise FileNotFoundError(f"there is no folder {source.name}: mend the path, or give a model's name on the hub")
+    if issubclass(kind, AutoModel):
+        options["trust_remote_code"] = False  # left out, it is asked for
     if issubclass(kind, (nn.Module, AutoModel)):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     try:
@@ -109,6 +111,8 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
     except (RuntimeError, KeyError, TypeError, ValueError, ImportError) as error:
         told = str(error).lower()
+        if "trust_remote_code" in told:
+            raise ValueError(f"{where} brings code of its own, which is never run: take a model that its library knows") from error
         if any(name in told for name in ("tiktoken", "sentencepiece", "protobuf")) and not installed("text"):
             raise ImportError(f"{where} needs two more packages: pip install 'para_video[text]'") from error
         # transformers asks for tiktoken where sentencepiece cannot read a file
@@ -118,6 +122,12 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         found = _read_config(Path(source.name, subfolder)).get("_class_name", kind.__name__)
         remedy = "download it again" if found == kind.__name__ else f"it is of another kind of model, of class {found}"
         raise ValueError(f"{where} does not load as {kind.__name__}: {reason}; {remedy}") from error
+
+
+def load_vae(kind: type[P], source: Source) -> P:
+    """An autoencoder; in float32 where its config says that float16 is too narrow for it."""
+    vae: Any = load_part(kind, source, "vae")
+    return vae.float() if source.dtype == "float16" and vae.config.force_upcast else vae
 
 
 def _unreached(error: BaseException | None) -> bool:

@@ -122,7 +122,7 @@ class Decoded:
     def read(self, tap: str) -> Tensor:
         """The maps of a tap."""
         if tap == "encoder":
-            return torch.cat([_enlarged(maps.frames(), 2**scale) for scale, maps in enumerate(self.encoded)], 1)
+            return torch.cat([_spread(maps.frames(), 2**scale) for scale, maps in enumerate(self.encoded)], 1)
         if tap != "joined":
             return getattr(self, tap)
         assert self.middle is not None and self.fine is not None
@@ -172,8 +172,8 @@ class MiniVideo(VideoBackbone):
             )
         self.tap, self.level, self.denoising_steps = tap, level, denoising_steps
         self.spec = FeatureSpec(
-            *taps[tap], span=tubelet, predicts=True, contexts=(1, max_context), max_horizon=max_horizon, size_multiple=16,
-            generative=True,
+            *taps[tap], span=tubelet, predicts=max_horizon > 0, contexts=(1, max_context), max_horizon=max_horizon,
+            size_multiple=16, generative=True,
         )  # fmt: skip
         c, e = width, 4 * width
         self.tubelet, self.embedding_dim = tubelet, e
@@ -290,12 +290,12 @@ class MiniVideo(VideoBackbone):
         """See `VideoBackbone.features`. The same frames give the same maps, but for a `generator` where `level` is below 1; prompts
         are ignored. Frames before `since` are seen as motion alone."""
         self.spec.check(video, horizon)
-        t = video.shape[1]
+        t, video = video.shape[1], video.float()
         shown = _shown(t, since)
         groups, past, scaled = math.ceil(horizon / self.tubelet), video * 2 - 1, None
         if groups and self.level < 1:
             with torch.no_grad():
-                generator = generator or torch.Generator(video.device).manual_seed(0)
+                generator = generator or torch.Generator().manual_seed(0)  # of one kind of device: others draw other numbers
                 noise = self._noise(1, groups, video, generator).expand(len(video), -1, -1, -1, -1)
                 scaled = (1 - self.level) * self._drawn(past, noise, self.level, self.denoising_steps)
         sigma = video.new_full((len(video),), self.level)
@@ -306,6 +306,8 @@ class MiniVideo(VideoBackbone):
         times = self._times(t, maps.shape[1] - t, maps.device)
         half = (self.tubelet - 1) / 2 * (times > 0)
         affine = stride_affine(self.spec.stride, device=maps.device)
+        if self.tap == "coarse":  # see `_spread`; what is upsampled has learnt where it lies
+            affine[:, 2] += 0.5 - 0.5 * STRIDE / self.spec.stride
         return VideoFeatures(maps, times, torch.stack([times - half, times + half], -1), affine)
 
     def joint(
@@ -345,6 +347,7 @@ class MiniVideo(VideoBackbone):
         self.spec.check(clip[:, :observed], horizon)
         if horizon < 1 or horizon % self.tubelet:
             raise ValueError(f"joint needs a multiple of {self.tubelet} future frames, got {horizon}; crop the clip")
+        clip = clip.float()
         past, future = clip[:, :observed] * 2 - 1, self._grouped(clip[:, observed:] * 2 - 1)
         noise = torch.randn(future.shape, device=clip.device, generator=generator)
         level = sigma[:, None, None, None, None]
@@ -390,7 +393,8 @@ class MiniVideo(VideoBackbone):
         return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
 
     def _noise(self, b: int, groups: int, video: Tensor, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(b, groups, 3 * self.tubelet, *video.shape[3:], device=video.device, generator=generator)
+        device = video.device if generator is None else generator.device
+        return torch.randn(b, groups, 3 * self.tubelet, *video.shape[3:], device=device, generator=generator).to(video.device)
 
     def _drawn(self, past: Tensor, x: Tensor, level: float, steps: int, guidance: float = 1.0) -> Tensor:
         """Noise x (b, groups, tubelet * 3, H, W) brought down from level 1 to another by Euler steps of the flow."""
@@ -419,6 +423,15 @@ def pulled(image: Tensor, shift: Tensor) -> Tensor:
 
 def _enlarged(maps: Tensor, factor: int) -> Tensor:
     return maps if factor == 1 else F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _spread(maps: Tensor, factor: int) -> Tensor:
+    """As `_enlarged`, of what strided convolutions gave: their cells lie over every factor-th of the finer ones."""
+    if factor == 1:
+        return maps
+    h, w = maps.shape[2:]
+    beyond = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(beyond, (factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True)[..., :-1, :-1]
 
 
 def _shown(t: int, since: float | None) -> int:

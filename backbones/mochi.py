@@ -54,6 +54,8 @@ class MochiBackbone(LatentVideoBackbone):
             max_horizon=max_horizon, size_multiple=stride,
         )  # fmt: skip
         self.prompts = prompts
+        # it takes sines of pixels times hundreds: were they rounded before, what is rounded off would be radians
+        vae.encoder.fourier_features.register_forward_hook(lambda part, inputs, output: output.to(vae.dtype))
         self.requires_grad_(True)
 
     @classmethod
@@ -78,7 +80,7 @@ class MochiBackbone(LatentVideoBackbone):
 
     def encode(self, frames: Tensor) -> Tensor:
         config = self.vae.config
-        latents = self.vae.encode(frames.transpose(1, 2).to(self.vae.dtype)).latent_dist.mode()
+        latents = self.vae.encode(frames.transpose(1, 2).float()).latent_dist.mode()
         mean, std = (latents.new_tensor(values)[:, None, None, None] for values in (config.latents_mean, config.latents_std))
         return (latents - mean) / std * config.scaling_factor
 

@@ -16,7 +16,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from backbones.clip import clip_pixels
 from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline
-from backbones.loading import Source, load_part
+from backbones.loading import Source, load_part, load_vae
 from para_video.features import did_you_mean
 
 MOTION_BUCKET = 127.0
@@ -52,7 +52,7 @@ class SvdBackbone(LatentVideoBackbone):
         fps: int = 7,
     ) -> None:
         process = EdmProcess()
-        max_context = max_context or (1 if level in (None, process.top) else 8)
+        max_context = max_context if max_context is not None else 1 if level in (None, process.top) else 8
         widths, stride = unet.config.block_out_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         shapes = [unet_tap(tap, widths) for tap in taps]
         super().__init__(
@@ -66,7 +66,7 @@ class SvdBackbone(LatentVideoBackbone):
     def load_parts(cls, source: Source) -> dict[str, Any]:
         return {
             "unet": load_part(UNetSpatioTemporalConditionModel, source, "unet"),
-            "vae": load_part(AutoencoderKLTemporalDecoder, source, "vae"),
+            "vae": load_vae(AutoencoderKLTemporalDecoder, source),
             "image_encoder": load_part(CLIPVisionModelWithProjection, source, "image_encoder"),
         }
 

@@ -7,6 +7,7 @@ published code), and that is what the maps of observed frames are too, so that a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,10 +53,11 @@ class VJepa2Backbone(EncoderBackbone):
             max_horizon = max(0, min(16, config.frames_per_clip - max_context)) if predicts else 0
         if max_horizon and not predicts:
             raise ValueError(f"max_horizon {max_horizon} needs taps [{self.norm!r}]: that is what is predicted; got {list(taps)}")
-        if max_context + max_horizon > config.frames_per_clip:
+        steps = sum(math.ceil(frames / config.tubelet_size) for frames in (max_context, max_horizon))
+        if steps > config.frames_per_clip // config.tubelet_size:
             raise ValueError(
                 f"max_context {max_context} and max_horizon {max_horizon} are more than the {config.frames_per_clip} frames of the "
-                "model's clips; lower one"
+                f"model's clips, where each is rounded up to a multiple of {config.tubelet_size}; lower one"
             )
         patch = side(config.patch_size)
         super().__init__(

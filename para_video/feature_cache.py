@@ -10,10 +10,10 @@ import contextlib
 import hashlib
 import inspect
 import json
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,8 @@ from para_video.precision import autocast, precision_of
 from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
+MAKERS = tuple(f"para_video.{name}" for name in ("features", "layers", "batches", "hand", "repaint"))
+"""Modules whose code makes features, or the clips and labels beside them."""
 COST_FILE = "cost.json"
 """In a cache: the seconds that it took."""
 T = TypeVar("T")
@@ -70,13 +72,15 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
 
 
 def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size: int) -> str:
-    """Another name whenever a byte of the cache would differ, but for code that the backbone's module takes from elsewhere."""
+    """Another name whenever a byte of the cache would differ, but for code that the backbone and its ancestors take from modules
+    beside their own and `MAKERS`."""
     kind = type(policy.backbone)
     spec = asdict(policy.backbone.spec)
     del spec["generative"]  # whether there is a loss says nothing of features: an offloaded model has the same ones, and none
     told = {
-        "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"),
-        "backbone": [kind.__module__, kind.__qualname__, _source(kind)],
+        "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"), "transformers": version("transformers"),
+        "backbone": [kind.__module__, kind.__qualname__],
+        "code": {name: _source(name) for name in (*(each.__module__ for each in kind.__mro__), *MAKERS)},
         "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,
         "precision": precision_of(policy.backbone.device), "batch_size": batch_size, "context": batches.context,
         "chunk": batches.chunk, "stride": batches.stride,
@@ -94,11 +98,11 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
     return digest.hexdigest()[:24]
 
 
-def _source(kind: type) -> str | None:
-    """The text of the module that defines a class, None where there is none to read (a class that was typed in)."""
+def _source(module: str) -> str | None:
+    """Its text, None where there is none to read (of a class that was typed in)."""
     try:
-        return inspect.getsource(sys.modules[kind.__module__])
-    except (OSError, TypeError, KeyError):
+        return inspect.getsource(import_module(module))
+    except (OSError, TypeError, ImportError):
         return None
 
 

@@ -48,6 +48,14 @@ class FeatureSpec:
     size_multiple: int
     generative: bool = False
 
+    def __post_init__(self) -> None:
+        low, high = self.contexts
+        if not 1 <= low <= high or self.span < 1 or self.max_horizon < 0 or self.predicts != (self.max_horizon > 0):
+            raise ValueError(
+                f"a backbone wants contexts of 1 <= fewest <= most, span >= 1 and max_horizon >= 0, above 0 where it predicts; got "
+                f"{self.contexts}, {self.span}, {self.max_horizon} and predicts={self.predicts}"
+            )
+
     def check(self, video: Tensor, horizon: int) -> None:
         """Raise ValueError, naming value, limit and remedy, unless video (b, t, 3, H, W) and horizon are allowed."""
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():

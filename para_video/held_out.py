@@ -67,10 +67,11 @@ def find_circles(policy: VideoPolicy, batch: Batch) -> tuple[Tensor, Tensor | No
     return cells_to_pixels(window_soft_argmax(heat), grid, size), heat.flatten(-2).softmax(-1).unflatten(-1, grid)
 
 
-def demo_errors(policy: VideoPolicy, demos: Sequence[Demo]) -> dict[str, float]:
-    """Answers against targets: median pixels and millimetres over all targets, and the share of right gripper commands."""
+def demo_errors(policy: VideoPolicy, demos: Sequence[Demo], context: int = 1) -> dict[str, float]:
+    """Answers on `context` observed frames against targets: median pixels and millimetres over all targets, and the share of right
+    gripper commands."""
     schedule, device = DEFAULT_SCHEDULE, policy.backbone.device
-    batches = DemoBatches(demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride)
+    batches = DemoBatches(demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride, context=context)
     pixels, metres, right = [], [], []
     for first in tqdm(range(0, len(batches.steps), 64), desc="unseen demonstrations", unit="batch"):
         batch = batches.gather(batches.steps[first : first + 64 : 2])

@@ -17,7 +17,7 @@ from backbones.contract import (
     the_future_stays_out,
     the_loss_is_seeded,
 )
-from backbones.mini import pulled
+from backbones.mini import MiniVideo, _spread, pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
 from tests.tiny_models import TINY, saved, tiny
 
@@ -167,6 +167,32 @@ def test_mini_begins_with_the_last_frame_and_can_pull_it_along() -> None:
     torch.testing.assert_close(there, video[:, -1])
     torch.testing.assert_close(right[..., :-2], video[:, -1, :, :, 2:])
     torch.testing.assert_close(up[..., 1:, :], (video[:, -1, :, 1:] + video[:, -1, :, :-1]) / 2)
+
+
+def test_mini_s_coarser_maps_lie_where_they_say() -> None:
+    """Convolutions that are padded alike on both sides centre a strided cell on the first of those that it stands for."""
+    backbone, seen = MiniVideo(width=8, channels=8, depth=1), torch.randn(1, 8, 32, 32, requires_grad=True)
+    cells = []
+    for x, block in ((seen, backbone.down2), (backbone.down2(seen), backbone.down3)):
+        (around,) = torch.autograd.grad(block(x)[0, :, 4, 4].sum(), seen, retain_graph=True)
+        rows, columns = around.abs().sum((0, 1)).nonzero().double().aminmax(dim=0)
+        cells.append(((rows + columns) / 2).tolist())
+    assert cells == [[8, 8], [16, 16]]
+    maps = torch.arange(12.0).view(1, 1, 3, 4)
+    for factor in (2, 4):
+        spread = _spread(maps, factor)
+        assert spread.shape[2:] == (3 * factor, 4 * factor) and torch.equal(spread[..., ::factor, ::factor], maps)
+        assert float(spread[0, 0, 0, factor // 2]) == 0.5
+    coarse = MiniVideo(width=8, channels=8, depth=1, tap="coarse").features(torch.rand(1, 1, 3, 32, 32)).image_to_map
+    middle_of_its_stem_cell = torch.tensor([1.5, 1.5, 1.0])
+    assert (coarse @ middle_of_its_stem_cell).tolist() == [0, 0]
+
+
+def test_mini_takes_frames_of_any_precision() -> None:
+    backbone = build("mini")
+    video = torch.rand(1, 1, 3, 32, 32).half()
+    with torch.no_grad():
+        assert torch.equal(backbone.features(video, horizon=3).maps, backbone.features(video.float(), horizon=3).maps)
 
 
 def test_mini_wants_whole_groups_of_future_frames_to_learn_from() -> None:

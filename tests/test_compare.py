@@ -1,12 +1,15 @@
 """Backbones side by side: rows that are kept and gone on with, and what the figures in them mean."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from backbones import compare
 from backbones.compare import CompareConfig, build, draw_sweep, drop, redraw, sweep, table
+from para_video.features import FeatureSpec
+from para_video.precision import precision_of
 from para_video.rows import Rows
 from para_video.statistics import wilson_interval
 
@@ -114,11 +117,19 @@ def test_taps_and_levels_are_swept_once(tmp_path, monkeypatch):
 
 def test_costs_are_measured_in_a_process_of_its_own():
     found = COST_APART("mini-random", {"width": 8}, CompareConfig(repeats=1, size=32))
+    assert found["precision"] == precision_of(torch.device("cpu"))
     assert found["ms"] > 0 and found["parameters"] < 200_000
     assert found["memory_mb"] is None or 0 < found["memory_mb"] < 500
 
 
-@pytest.mark.parametrize("options", [{"scenes": 0}, {"episodes": -1}, {"options": "[]"}])
+def test_clips_are_as_long_as_a_backbone_takes_them():
+    spec = {"channels": 8, "stride": 4, "span": 1, "size_multiple": 4}
+    for contexts, horizon, expected in (((1, 8), 6, (4, 6)), ((6, 8), 4, (6, 4)), ((1, 2), 0, (2, 6))):
+        backbone = SimpleNamespace(spec=FeatureSpec(**spec, contexts=contexts, max_horizon=horizon, predicts=horizon > 0))
+        assert compare.taken(backbone) == expected
+
+
+@pytest.mark.parametrize("options", [{"scenes": 0}, {"episodes": -1}, {"options": "[]"}, {"tasks": ()}, {"azimuths": ()}])
 def test_impossible_settings_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CompareConfig(**options)

@@ -333,5 +333,7 @@ def test_vjepa2_refuses_what_its_predictor_cannot_do() -> None:
         load("vjepa2-large", taps=["encoder.layer.1"], max_context=2, max_horizon=2)
     with pytest.raises(ValueError, match="max_context 12 and max_horizon 8 are more than the 16 frames"):
         load("vjepa2-large", max_context=12, max_horizon=8)
+    with pytest.raises(ValueError, match="max_context 15 and max_horizon 1 .* rounded up to a multiple of 2"):
+        load("vjepa2-large", max_context=15, max_horizon=1)
     assert load("vjepa2-large").spec.contexts == (1, 8) and load("vjepa2-large").spec.max_horizon == 8
     assert not load("vjepa2-large", taps=["encoder.layer.1"]).spec.predicts

@@ -154,6 +154,15 @@ def test_a_key_tells_the_code_of_a_backbone(tmp_path, monkeypatch):
     assert len(set(keys)) == 3
 
 
+def test_a_key_tells_the_code_that_a_backbone_is_built_on(monkeypatch):
+    policy, batches, read = make_policy(), make_batches(), feature_cache._source
+    keys = [cache_key(policy, batches, 1, 32)]
+    for changed in ("backbones.mini", "para_video.features", "para_video.layers", "para_video.repaint"):
+        monkeypatch.setattr(feature_cache, "_source", lambda name, changed=changed: "" if name == changed else read(name))
+        keys.append(cache_key(policy, batches, 1, 32))
+    assert len(set(keys)) == len(keys)
+
+
 def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():
     def key(name: str, **options) -> str:
         backbone = build_backbone(name, source=str(saved(name)), **{**TINY[name].options, **options})

@@ -1,5 +1,6 @@
 """Layers of LoRA beside loaded weights, whatever the precision of these; and what is told of sources and options that do not do."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from backbones import backbone_class, build_backbone
-from para_video.features import VideoBackbone
-from tests.tiny_models import TINY, saved
+from para_video.features import FeatureSpec, VideoBackbone
+from tests.tiny_models import TINY, saved, tiny
 
 KINDS = ("svd", "wan2.1-t2v-1.3b", "hunyuan-i2v", "mochi", "vjepa2-large", "timesformer", "dinov2", "dinov3-convnext")
 
@@ -94,6 +95,40 @@ def test_a_folder_of_another_kind_of_model_is_said_to_be_one(name: str, other: s
 def test_options_that_do_not_do_are_refused_by_name(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(name, source=str(saved(name)), **options)
+
+
+def test_code_that_a_source_brings_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it asked for on a terminal."""
+    folder, ran = tmp_path / "dinov2", tmp_path / "ran"
+    shutil.copytree(saved("dinov2"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ValueError, match="brings code of its own, which is never run"):
+        build_backbone("dinov2", source=str(folder))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("source", [3, None])
+def test_a_source_that_is_no_text_is_refused(source: object) -> None:
+    with pytest.raises(ValueError, match=f"source is a model's name on the hub or a folder, as text; got {source}"):
+        build_backbone("svd", source=source)
+
+
+@pytest.mark.parametrize("name", ["svd", "animatediff"])
+def test_an_autoencoder_that_float16_is_too_narrow_for_is_in_float32(name: str) -> None:
+    dtypes = {dtype: tiny(name, dtype=dtype).vae.dtype for dtype in ("float16", "bfloat16")}
+    assert dtypes == {"float16": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("wrong", [{"contexts": (1, 0)}, {"span": 0}, {"max_horizon": -1}, {"max_horizon": 0}, {"predicts": False}])
+def test_a_backbone_cannot_declare_what_none_can_do(wrong: dict) -> None:
+    right = {"contexts": (1, 4), "span": 1, "max_horizon": 6, "predicts": True}
+    FeatureSpec(8, 4, size_multiple=4, **right)
+    with pytest.raises(ValueError, match="a backbone wants contexts of 1 <= fewest <= most"):
+        FeatureSpec(8, 4, size_multiple=4, **{**right, **wrong})
 
 
 def test_a_backbone_without_a_source_is_not_said_to_need_one() -> None:

@@ -51,6 +51,15 @@ def test_latents_are_normalised_as_the_pipeline_undoes_it() -> None:
     torch.testing.assert_close(backbone.encode(frames) * std + mean, raw)
 
 
+def test_latents_of_half_precision_are_nearly_those_of_full() -> None:
+    """Rounded to bfloat16, pixels would come out of the autoencoder's sines as others."""
+    full, half = tiny("mochi"), tiny("mochi", dtype="bfloat16")
+    frames = torch.rand(1, 7, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        there, near = full.encode(frames), half.encode(frames).float()
+    assert half.vae.dtype == torch.bfloat16 and float((near - there).norm() / there.norm()) < 0.1
+
+
 def test_tokens_are_maps_of_their_frames_and_cells() -> None:
     backbone = tiny("mochi")
     for place in ((0, 2, 1), (1, 1, 4), (2, 3, 5)):
