@@ -730,7 +730,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "horizon": horizon,
         "oracle": {name: cell.summary() for name, cell in bounding.items()},
         "policies": policies,
-        "command": told_command("finetune/robot.py", config),
+        "command": told_command("finetune/robot.py", config, always=("demos",)),
         "config": plain_settings(config),
         "schedule": asdict(DEFAULT_SCHEDULE),
         "versions": versions() | trained_in(policies.values()),

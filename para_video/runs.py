@@ -164,13 +164,13 @@ def plain_settings(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def told_command(script: str, config: Any) -> str:
+def told_command(script: str, config: Any, always: Collection[str] = ()) -> str:
     """The command that begins a run of a script with these options, which a resumed one's does not say; where the run is written to
-    is left out."""
+    is left out, and so are options that are as usual, but for those of `always`."""
     words, usual = ["python", script], type(config)()
     for each in fields(config):
         value = getattr(config, each.name)
-        if each.name in NOT_KEPT or value == getattr(usual, each.name):
+        if each.name in NOT_KEPT or (value == getattr(usual, each.name) and each.name not in always):
             continue
         told = [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
         words += ["--" + each.name.replace("_", "-"), *told]

@@ -69,6 +69,7 @@ def test_a_command_is_told_by_the_options_that_are_not_usual():
     assert told_command("finetune/robot.py", config) == (
         "python finetune/robot.py --policies para --shifts 'look=1; azimuth=-18' --hide-hand"
     )
+    assert "--demos 5" in told_command("finetune/robot.py", config, always=("demos",))
     config = VideoConfig(contexts=(1, 2), videos=Path("mine"))
     assert told_command("pretrain/video.py", config) == "python pretrain/video.py --videos mine --contexts 1 2"
     assert told_command("pretrain/circles.py", CirclesConfig()) == "python pretrain/circles.py"
