@@ -270,9 +270,7 @@ class Kept(Dataset[Batch]):
         return 2**31
 
     def __getitem__(self, step: int) -> Batch:
-        batch = self.batches[int(np.random.default_rng((self.seed, step)).integers(len(self.batches)))]
-        assert batch.features is not None
-        return replace(batch, features=batch.features.with_maps(batch.features.maps.float()))
+        return self.batches[int(np.random.default_rng((self.seed, step)).integers(len(self.batches)))]
 
 
 def head_on(backbone: VideoBackbone, spec: ReadoutSpec, seed: int) -> VideoPolicy:

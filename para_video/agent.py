@@ -176,7 +176,10 @@ class VideoPolicy(nn.Module):
             features, video = self.backbone.joint(clip, observed, since=float(query.times.min()))
             return {**self.head.loss(features, query, batch), "video": video}
         if batch.features is not None:
-            return self.head.loss(batch.features, self._query(batch.clip, batch.times), batch)
+            features = batch.features  # in bf16, which autocast takes as it is
+            if not torch.is_autocast_enabled(features.maps.device.type):
+                features = features.with_maps(features.maps.float())
+            return self.head.loss(features, self._query(batch.clip, batch.times), batch)
         features, query = self.features(batch.clip, batch.times, batch.state)
         return self.head.loss(features, query, batch)
 

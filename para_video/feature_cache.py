@@ -137,7 +137,7 @@ class CachedBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step, self.rank))
         chosen = [(int(rng.integers(len(self.copies))), int(rng.integers(self.count))) for _ in range(self.batch_size)]
-        maps = torch.cat([self.copies[copy].get_slice("maps")[row : row + 1] for copy, row in chosen]).float()
+        maps = torch.cat([self.copies[copy].get_slice("maps")[row : row + 1] for copy, row in chosen])
         values = {name: torch.stack([self.labels[copy][name][row] for copy, row in chosen]) for name in self.labels[0]}
         blank = torch.zeros(1).expand(self.batch_size, self.like.clip.shape[1], 3, *self.size)
         return replace(_filled(self.like, values), clip=blank, features=VideoFeatures(maps, **self.shared))

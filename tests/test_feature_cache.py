@@ -62,14 +62,16 @@ def test_a_cached_batch_has_the_features_and_labels_of_its_clip(tmp_path, hand):
     used = features.nearest(query.times)[0].unique()
     for row in range(5):
         at = (whole.targets.positions - batch.targets.positions[row]).flatten(1).abs().sum(-1).argmin()
-        torch.testing.assert_close(batch.features.maps[row], features.maps[at, used].float(), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(batch.features.maps[row].float(), features.maps[at, used].float(), atol=0.02, rtol=0.02)
         assert torch.equal(batch.targets.pixels[row], whole.targets.pixels[at])
         assert torch.equal(batch.targets.labelled[row], whole.targets.labelled[at])
         assert torch.equal(batch.state.camera.world_T_camera[row], whole.state.camera.world_T_camera[at])
         assert torch.equal(batch.state.opening[row], whole.state.opening[at])
     assert torch.equal(batch.features.times, features.times[used])
-    with torch.no_grad(), autocast(torch.device("cpu")):
-        assert set(policy.eval()(batch)) == {"heat", "z", "gripper"}
+    assert batch.features.maps.dtype == torch.bfloat16
+    for half in (True, False):  # also where nothing is calculated in bf16
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            assert set(policy.eval()(batch)) == {"heat", "z", "gripper"}
 
 
 def test_copies_are_augmented_and_the_same_bytes_whenever_they_are_made(tmp_path):
