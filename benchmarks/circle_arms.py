@@ -23,6 +23,7 @@ from rich.console import Console
 from backbones import shipped_heads
 from finetune.grid import KEY, cell, draw_arms, gain, measure
 from finetune.robot import RobotConfig
+from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows
@@ -103,7 +104,7 @@ def write(config: Config, rows: Rows) -> None:
     demos, seeds = (", ".join(map(str, sorted({row[name] for row in found}))) for name in ("demos", "seed"))
     made = (
         f"`python benchmarks/circle_arms.py`: {demos} demonstrations, {config.steps} steps of each policy, training seeds {seeds}; "
-        "successes."
+        f"successes; {sum(row['seconds'] for row in found) / 3600:.1f} hours of training; {made_with(found)}."
     )
     write_table(config.page, "benchmarks/circle_arms.py", header, table, made, heading=HEADING)
     draw_arms(config.page.with_name("circle_arms.png"), found, list(config.arms), policies, "All tasks, training camera's view")
