@@ -107,7 +107,13 @@ def write(config: Config, rows: Rows) -> None:
         f"successes; {sum(row['seconds'] for row in found) / 3600:.1f} hours of training; {made_with(found)}."
     )
     write_table(config.page, "benchmarks/circle_arms.py", header, table, made, heading=HEADING)
-    draw_arms(config.page.with_name("circle_arms.png"), found, list(config.arms), policies, "All tasks, training camera's view")
+    measured: dict[tuple[str, str], set[str]] = {}
+    for row in found:
+        measured.setdefault((row["arm"], row["policy"]), set()).add(row["task"])
+    common = sorted(set.intersection(*measured.values())) or tasks  # means over other tasks would not compare
+    title = f"{', '.join(task.removesuffix('-v3') for task in common)}, training camera's view"
+    shown = [row for row in found if row["task"] in common]
+    draw_arms(config.page.with_name("circle_arms.png"), shown, list(config.arms), policies, title)
 
 
 def told_gain(rows: Rows, policy: str, arm: str, view: str) -> str:
