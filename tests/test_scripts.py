@@ -201,7 +201,7 @@ def test_two_processes_train_one_policy(tmp_path):
     options = ["--steps", "3", "--batch-size", "2", "--size", "64", "--held-out", "4", "--out", str(out)]
     done = run_twice(ROOT / "pretrain" / "circles.py", *options)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("s in all") == 1 and json.loads((out / "summary.json").read_text())["steps"] == 3
+    assert done.stdout.count("figures and checkpoint:") == 1 and json.loads((out / "summary.json").read_text())["steps"] == 3
     assert json.loads((out / SETTINGS_FILE).read_text())["processes"] == 2
     assert load_policy(out)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
