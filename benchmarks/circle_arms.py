@@ -34,7 +34,9 @@ ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "s
 HEADING = """# What circles teach
 
 Few demonstrations, and a start from nothing but the shipped video model, or from parts of a policy that learnt to track and
-predict circles. Gains are over the arm "none" of the same policy, with 95 % intervals by bootstrap over episodes.
+predict circles; "shipped head" is the one that comes with the package, which learnt them on the frozen video model. Gains are over
+the arm "none" of the same policy on the tasks that both have, with 95 % intervals by bootstrap over episodes. The picture has the
+tasks that were measured in every arm; an empty cell is still to be measured.
 
 ![Success by arm](circle_arms.png)
 

@@ -172,7 +172,7 @@ EXPERIMENTS = {
         Experiment(
             "headlines",
             "From twenty demonstrations PARA acts where it was trained, in another environment and from other cameras, from five "
-            "where it was trained alone; regression on the same features and ACT fail everywhere.",
+            "where it was trained alone; regression on the same features and ACT mostly fail.",
             (
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, ("none", "look=1"), episodes=24),
                 Grid(TASKS, (5, 20), (0, 1, 2), POLICIES, TURNED, episodes=12, references=False),

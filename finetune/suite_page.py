@@ -87,7 +87,7 @@ def by_task(found: Outcomes, places: Sequence[tuple[str, int]] | None = None) ->
 
 def gap(found: Outcomes, others: Outcomes) -> Estimate | None:
     """How far a policy lies above another, on the tasks, training seeds and episodes that both have; None where there are none."""
-    places = [place for place in found if place in others]
+    places = list(in_both(found, others))
     if not places:
         return None
     pairs = list(zip(by_task(found, places), by_task(others, places), strict=True))
@@ -119,13 +119,17 @@ def fewer(found: Outcomes, most: Outcomes) -> str:
     """What part of a line that is measured on `most` a number of its is of; nothing where it is of all."""
     if not found or found.keys() >= most.keys():
         return ""
-    tasks, (seeds, all_seeds) = {task for task, _ in found}, ({seed for _, seed in each} for each in (found, most))
-    parts = [f"{len(tasks)} task{'s' * (len(tasks) > 1)}"] if tasks != {task for task, _ in most} else []
-    parts += [f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"] if seeds != all_seeds or not parts else []
+    (tasks, seeds), (all_tasks, all_seeds) = (map(set, zip(*each, strict=True)) for each in (found, most))
+    parts = [_counted(len(tasks), "task")] * (tasks != all_tasks)
+    parts += [_counted(len(seeds), "seed")] * (seeds != all_seeds or not parts)
     return f", {', '.join(parts)}"
 
 
-def shared(found: Outcomes, others: Outcomes) -> Outcomes:
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
+def in_both(found: Outcomes, others: Outcomes) -> Outcomes:
     """Of what was found, the tasks and training seeds that others have too."""
     return {place: each for place, each in found.items() if place in others}
 
@@ -134,8 +138,8 @@ def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
     seeds = Counter(task for task, _ in found)
     fewest, most = min(seeds.values(), default=0), max(seeds.values(), default=0)
-    told = f"{most} seed{'s' * (most > 1)}" if fewest == most else f"{fewest} to {most} seeds"
-    return f"{len(seeds)} task{'s' * (len(seeds) > 1)}, {told}, {views * sum(map(len, found.values()))} episodes"
+    told = _counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    return f"{_counted(len(seeds), 'task')}, {told}, {views * sum(map(len, found.values()))} episodes"
 
 
 def view_name(view: str) -> str:
@@ -185,7 +189,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
 
 def ahead(para: Outcomes, other: Outcomes) -> str:
     """How far PARA lies above another policy where both were measured, and what it comes to there, where that is not all of it."""
-    both = shared(para, other)
+    both = in_both(para, other)
     there = f"there {success_rate(by_task(both)).mean:.0%}, " if 0 < len(both) < len(para) else ""
     return f"{there}ahead by {told_gap(gap(para, other))}"
 
@@ -231,19 +235,16 @@ def means_table(experiment: Experiment, rows: Sequence[Row], views: Mapping[str,
 
 def above(found: Outcomes, others: Outcomes, most: Outcomes) -> str:
     """How far a policy lies above another where both were measured, and on what, where the line is of more."""
-    return told_gap(gap(found, others)) + fewer(shared(found, others), most)
+    return told_gap(gap(found, others)) + fewer(in_both(found, others), most)
 
 
 def replayed_note(rows: Sequence[Row]) -> str:
     """Which tasks a blind replay solves too often to tell policies apart; empty where there are none."""
-    easy = {
-        (row["arm"], row["task"], row["demos"], view_name(row["view"])): f"{won}/{len(row['succeeded'])}"
+    told = [
+        f"{row['task'].removesuffix('-v3')} {won}/{len(row['succeeded'])} "
+        f"({', '.join(filter(None, (row['arm'], view_name(row['view']))))}, {row['demos']} demonstrations)"
         for row in rows
         if row["policy"] == "blind_replay" and (won := row["succeeded"].count("1")) > MOST_REPLAYED * len(row["succeeded"])
-    }
-    told = [
-        f"{task.removesuffix('-v3')} {won} ({f'{arm}, ' if arm else ''}{view}, {demos} demonstrations)"
-        for (arm, task, demos, view), won in easy.items()
     ]
     if not told:
         return ""

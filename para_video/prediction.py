@@ -198,16 +198,14 @@ def futures(
     "copy" repeats the last frame, "sample" is one draw, "mean" that of `samples` draws, "expected" the model's one-step answer,
     "guided" the one draw again, from the same noise, with a guidance other than 1.
     """
-    same = generator.clone_state()
+    same, found = generator.clone_state(), {"copy": seen[:, -1:].expand(-1, horizon, -1, -1, -1)}
     with autocast(seen.device):
         draws = torch.stack([backbone.sample(seen, horizon, steps=steps, generator=generator) for _ in range(samples)])  # type: ignore[operator]
-        expected = backbone.sample(seen, horizon, steps=1, generator=generator)  # type: ignore[operator]
-    copy = seen[:, -1:].expand(-1, horizon, -1, -1, -1)
-    found = {"copy": copy, "sample": draws[0].float(), "mean": draws.float().mean(0), "expected": expected.float()}
-    if guidance != 1:
-        with autocast(seen.device):
-            found["guided"] = backbone.sample(seen, horizon, steps=steps, guidance=guidance, generator=same).float()  # type: ignore[operator]
-    return found
+        found |= {"sample": draws[0], "mean": draws.float().mean(0)}
+        found["expected"] = backbone.sample(seen, horizon, steps=1, generator=generator)  # type: ignore[operator]
+        if guidance != 1:
+            found["guided"] = backbone.sample(seen, horizon, steps=steps, guidance=guidance, generator=same)  # type: ignore[operator]
+    return {name: frames.float() for name, frames in found.items()}
 
 
 @dataclass

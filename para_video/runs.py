@@ -84,8 +84,8 @@ def _given(config: type, arguments: Sequence[str]) -> dict[str, Any]:
     asked, _ = tyro.cli(_Resumed, args=[a for a in arguments if a not in ("-h", "--help")], return_unknown_args=True)
     if not asked.resume or asked.out is None or not (asked.out / SETTINGS_FILE).is_file():
         return {"args": arguments}
-    kept, free = _settings(asked.out)
-    has = {name: _typed(options[name], value) for name, value in {**kept, **free}.items() if name in options}
+    settings = _settings(asked.out)
+    has = {n: _typed(options[n], value) for n, value in {**settings, **settings.get(FREE, {})}.items() if n in options}
     on = [name for name, value in has.items() if value is True]  # these flags cannot be given again
     return {"args": [a for a in arguments if a.removeprefix("--").replace("-", "_") not in on], "default": config(**has)}
 
@@ -190,10 +190,9 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     plain = json.loads(json.dumps({n: value for n, value in plain_settings(config).items() if n not in NOT_KEPT}))
     may_change = {name: plain.pop(name) for name in free if name in plain}
     now = {**plain, "processes": accelerator.num_processes}
-    content = {}
-    if path.is_file():
-        before, _ = _settings(folder)
-        content = json.loads(path.read_text())
+    content = _settings(folder) if path.is_file() else {}
+    if content:
+        before = {name: value for name, value in content.items() if name not in (SOURCE, STARTS, FREE)}
         known = {name: value for name, value in now.items() if name in before or value}  # options that came later may be off
         differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | known) if before.get(k) != now.get(k)]
         if differ:
@@ -204,14 +203,15 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     accelerator.wait_for_everyone()
 
 
-def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options that a run is kept with, those that it may change apart. Raises ValueError where they are damaged."""
+def _settings(folder: Path) -> dict[str, Any]:
+    """What a run's settings hold. Raises ValueError where they are damaged."""
     path = folder / SETTINGS_FILE
     try:
         settings = dict(json.loads(path.read_text()))
-        return {n: v for n, v in settings.items() if n not in (SOURCE, STARTS, FREE)}, dict(settings.get(FREE, {}))
+        dict(settings.get(FREE, {}))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); choose another --out") from error
+    return settings
 
 
 def check_processes(options: Mapping[str, Any], processes: int) -> None:

@@ -111,8 +111,9 @@ class VideoConfig:
     sampling_steps: int = 10
     """Steps of each draw."""
     guidance: float = 2.0
-    """Of one more draw: it moves so much further away from what would be expected without a past (Ho and Salimans 2022). It has a
-    sharper past and a less probable future. 1 leaves it out, and so does --drop 0. Chosen on scenes that mini was trained on."""
+    """Of one more draw: it moves so much further away from what would be expected without a past (Ho and Salimans 2022). On scenes
+    that mini was trained on, where it was chosen, that brings the gripper nearer to where it will be, and pixels further off. 1
+    leaves it out, and so does --drop 0."""
     probe_steps: int = 600
     """Steps of training of the network that finds the gripper in predicted frames."""
     size: int = 128
