@@ -130,6 +130,6 @@ def draw_arms(
         axes.set_yticks(range(len(arms)), arms)
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="success (95 %)", title=title)
-        axes.legend(loc="best")
+        figure.legend(loc="outside lower center", ncols=len(policies))  # bars may reach anywhere
         figure.savefig(path, dpi=110)
         pyplot.close(figure)
