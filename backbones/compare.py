@@ -434,8 +434,9 @@ def sweep(
 ) -> list[Row]:
     """`robot_readout` of every tap at every level (None: the backbone has none) and number of denoising steps to it; what
     `rows`, told apart by tap, level and denoising_steps, holds already is not measured again. `options` are of the backbone."""
+    clean: Sequence[str] = getattr(backbone_class(_named(name)[0]), "CLEAN_TAPS", ())
     for tap in taps:
-        for level, count in levels:
+        for level, count in [(None, 0)] if tap in clean else levels:
             key = {"tap": tap, "level": level, "denoising_steps": count}
             if not rows.find(**key):
                 backbone = build(name, {**options, **tap_options(name, tap, level, count)}, config.seed)

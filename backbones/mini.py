@@ -139,13 +139,17 @@ class MiniVideo(VideoBackbone):
         max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
         tap: where features are read: "coarse" (stride 16, after attention), "middle" (8), "fine" (4), or "joined": fine, middle and
             what the encoder saw at the fine scale, for fine maps alone know what changes; or "encoder": what it saw at all three
-            scales, before any attention. Later layers are left out where they are not needed to draw the future.
+            scales, before any attention, and so of observed frames alone: it predicts nothing. Later layers are left out where they
+            are not needed to draw the future.
         level: the noise level that features are read at. Below 1 the future is first drawn down to it, in `denoising_steps` steps
             from the same noise for every clip.
 
     Raises:
-        ValueError: an unknown tap, or a level outside (0, 1].
+        ValueError: an unknown tap, or a level outside (0, 1], or below 1 where no future is read.
     """
+
+    CLEAN_TAPS = ("encoder",)
+    """Of observed frames alone, whose maps know no noise level."""
 
     def __init__(
         self,
@@ -170,10 +174,14 @@ class MiniVideo(VideoBackbone):
             raise ValueError(
                 f"tap must be one of {list(taps)}, 0 < level <= 1, denoising_steps >= 1; got {tap!r}, {level}, {denoising_steps}"
             )
+        if tap in self.CLEAN_TAPS:
+            if level < 1:
+                raise ValueError(f"tap {tap!r} reads no future that could be drawn down to level {level}; leave level at 1")
+            max_horizon = 0
         self.tap, self.level, self.denoising_steps = tap, level, denoising_steps
         self.spec = FeatureSpec(
-            *taps[tap], span=tubelet, predicts=max_horizon > 0, contexts=(1, max_context), max_horizon=max_horizon,
-            size_multiple=16, generative=True,
+            *taps[tap], span=tubelet if max_horizon else 1, predicts=max_horizon > 0, contexts=(1, max_context),
+            max_horizon=max_horizon, size_multiple=16, generative=max_horizon > 0,
         )  # fmt: skip
         c, e = width, 4 * width
         self.tubelet, self.embedding_dim = tubelet, e
@@ -322,6 +330,7 @@ class MiniVideo(VideoBackbone):
         """See `VideoBackbone.joint`. The batch goes through once at sigma = 1, where features are read and the loss teaches the
         expected future, and once at a random sigma, where the loss teaches denoising; both in one forward. Features of another
         level take a forward of their own."""
+        self._check_predicts()
         b, shown = len(clip), _shown(observed, since)
         if self.level < 1:
             features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed, since=since)
@@ -334,10 +343,16 @@ class MiniVideo(VideoBackbone):
     def generative_loss(self, clip: Tensor, observed: int, *, generator: torch.Generator | None = None) -> Tensor:
         """See `VideoBackbone.generative_loss`. A quarter of the clips teach the expected future; half of the calls see frames
         before the last as motion alone, as features since the present do."""
+        self._check_predicts()
         drawn = _random_levels(len(clip), clip.device, generator)
         drawn[torch.rand(len(clip), device=clip.device, generator=generator) < 0.25] = 1.0
         shown = 1 if float(torch.rand((), device=clip.device, generator=generator)) < 0.5 else observed
         return self._flow(clip, observed, drawn, shown, generator)[1]
+
+    def _check_predicts(self) -> None:
+        if not self.spec.generative:
+            kind = type(self).__name__
+            raise TypeError(f"{kind} has no generative loss where it is read at {self.tap!r}: build it with another tap")
 
     def _flow(
         self, clip: Tensor, observed: int, sigma: Tensor, shown: int, generator: torch.Generator | None

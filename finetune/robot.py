@@ -240,9 +240,13 @@ class RobotConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the backbone is built with."""
-        given = backbone_options(self.backbone, self.backbone_options)
-        return {**catalogue_entry(self.backbone).frozen, **given} if self.train == "heads" else given
+        """What a backbone that learns is built with."""
+        return backbone_options(self.backbone, self.backbone_options)
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """What the policies' backbone is built with: a frozen one may be read elsewhere."""
+        return {**catalogue_entry(self.backbone).frozen, **self.options} if self.train == "heads" else self.options
 
     @property
     def para_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -414,7 +418,7 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
         head,
         context=config.context,
         size=(height, width),
-        backbone_options=config.options,
+        backbone_options=config.read_options,
         head_options=options,
         hand=Hand() if config.hide_hand else None,
     )
@@ -432,9 +436,11 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
     predicts = config.train == "joint" or config.video_steps > 0
     if predicts and not backbone_class(config.backbone).generates():  # told before any weights are looked for
         raise no_generative_loss(config.backbone)
-    backbone = build_backbone(import_string(config.backbone), config.options, trusted=trusted_packages(config.backbone))
+    build = partial(build_backbone, import_string(config.backbone), trusted=trusted_packages(config.backbone))
+    backbone = build(config.read_options)
     if predicts:
-        check_predicts(backbone, config.backbone)
+        learner = backbone if config.read_options == config.options else build(config.options)
+        check_predicts(learner, f"{config.backbone} with --backbone-options '{config.backbone_options}'")
     if config.train != "heads" or config.video_steps:
         check_precision(backbone.requires_grad_(True))
     try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)

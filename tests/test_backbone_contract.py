@@ -11,6 +11,7 @@ from backbones.contract import (
     GENERATIVE,
     Check,
     Trial,
+    checks_of,
     gradients_reach_all,
     joint_gives_the_features,
     leave_start,
@@ -347,12 +348,10 @@ def test_sinusoids_tell_values_apart() -> None:
 # -------------------------------------------------------------------- mini's taps and noise levels
 
 
-@pytest.mark.parametrize(
-    ("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4), ("joined", 36, 4), ("encoder", 56, 4)]
-)
+@pytest.mark.parametrize(("tap", "channels", "stride"), [("coarse", 32, 16), ("middle", 16, 8), ("fine", 12, 4), ("joined", 36, 4)])
 def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channels: int, stride: int) -> None:
     backbone = backbone_class("mini")(**SMALL["mini"], tap=tap).eval()
-    later = {"encoder": ["time", "up2", "up1"], "coarse": ["up2", "up1"], "middle": ["up1"]}.get(tap, [])
+    later = {"coarse": ["up2", "up1"], "middle": ["up1"]}.get(tap, [])
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
     assert (backbone.spec.channels, backbone.spec.stride) == (channels, stride)
@@ -362,6 +361,21 @@ def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channe
         video = clip(backbone.spec, 2)
         joint, _ = backbone.joint(torch.cat([video, clip(backbone.spec, 6, seed=5)], 1), 2)
         torch.testing.assert_close(joint.maps, backbone.features(video, horizon=6).maps, atol=1e-5, rtol=1e-4)
+
+
+def test_the_encoder_of_mini_is_read_before_attention_and_of_what_is_observed_alone() -> None:
+    backbone = backbone_class("mini")(**SMALL["mini"], tap="encoder").eval()
+    for check in checks_of(backbone):
+        if check is not gradients_reach_all:  # what follows the encoder is not read
+            check(Trial(backbone))
+    with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
+        maps = backbone.features(clip(backbone.spec, 2)).maps
+    assert maps.shape == (2, 2, 56, 16, 16) and not seen
+    assert (backbone.spec.channels, backbone.spec.stride, backbone.spec.max_horizon) == (56, 4, 0)
+    with pytest.raises(TypeError, match="no generative loss where it is read at 'encoder': build it with another tap"):
+        backbone.joint(clip(backbone.spec, 2), 1)
+    with pytest.raises(ValueError, match="no future that could be drawn down to level 0.6; leave level at 1"):
+        backbone_class("mini")(**SMALL["mini"], tap="encoder", level=0.6)
 
 
 def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> None:

@@ -546,11 +546,11 @@ def test_a_baseline_may_share_nothing_with_the_heads_that_para_starts_from(tmp_p
 
 def test_a_frozen_backbone_is_read_where_that_suits_it_unless_told_otherwise():
     options = [
-        robot.RobotConfig(train=train, backbone_options=given).options
+        robot.RobotConfig(train=train, backbone_options=given).read_options
         for train, given in (("all", "{}"), ("joint", "{}"), ("heads", "{}"), ("heads", '{"tap": "joined"}'))
     ]
     assert options == [{}, {}, {"tap": "encoder"}, {"tap": "joined"}]
-    assert robot.RobotConfig(train="heads", backbone="backbones.mini:MiniVideo", init="none").options == {}
+    assert robot.RobotConfig(train="heads", backbone="backbones.mini:MiniVideo", init="none").read_options == {}
 
 
 def test_azimuths_name_their_cells():
