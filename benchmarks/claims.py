@@ -85,7 +85,7 @@ OWN: dict[str, dict[str, Any]] = {
 would be hidden with the hand, and it is white, which many tables nearly are: it takes more of them, and longer, to tell it from
 them. Chosen on development episodes, as all of `MANY` is (docs/results.md)."""
 ALIKE = {name: MANY[name] for name in ("steps", "repaint")}
-"""Of experiments that are about something else than surroundings."""
+"""Of experiments that are not about surroundings: tasks then differ in the view alone."""
 TASKS = ("pick-place-v3", "push-v3", "shelf-place-v3", "hammer-v3", "coffee-pull-v3", "handle-pull-v3")
 SIDE = ("pick-place-v3", "coffee-pull-v3")
 """Two of them, for all but the headlines."""
@@ -194,7 +194,7 @@ EXPERIMENTS = {
         Experiment(
             "azimuth",
             "As the camera turns around the table PARA loses some of its success, and stays far ahead.",
-            (side(20, *POLICIES, views=AZIMUTHS),),
+            (side(20, *POLICIES, views=AZIMUTHS, options=ALIKE),),
             (quick(20, *POLICIES, views=("none", "azimuth=18", "azimuth=30")),),
         ),
         Experiment(
@@ -224,7 +224,7 @@ EXPERIMENTS = {
         Experiment(
             "distractors",
             "Objects that stand around do not draw PARA away. (The figures refute it.)",
-            (side(20, *POLICIES, views=("none", "distractors=3")),),
+            (side(20, *POLICIES, views=("none", "distractors=3"), options=ALIKE),),
             (quick(20, *POLICIES, views=("none", "distractors=3")),),
         ),
         Experiment(
@@ -238,7 +238,7 @@ EXPERIMENTS = {
             "calibration",
             "PARA bears a camera that is not quite where it is told, turned by a degree or off by some pixels. (The figures refute "
             "it.)",
-            (side(20, "para", views=("none", *CALIBRATION)),),
+            (side(20, "para", views=("none", *CALIBRATION), options=ALIKE),),
             (quick(20, "para", views=("none", "calibration_deg=2", "calibration_px=4")),),
         ),
         Experiment(
