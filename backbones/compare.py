@@ -432,9 +432,9 @@ def tap_options(name: str, tap: str, level: float | None, denoising_steps: int) 
 def sweep(
     name: str, taps: Sequence[str], levels: Sequence[tuple[float | None, int]], config: CompareConfig, rows: Rows, **options: Any
 ) -> list[Row]:
-    """`robot_readout` of every tap at every level (None: the backbone has none) and number of denoising steps to it; what
-    `rows`, told apart by tap, level and denoising_steps, holds already is not measured again. `options` are of the backbone."""
-    clean: Sequence[str] = getattr(backbone_class(_named(name)[0]), "CLEAN_TAPS", ())
+    """`robot_readout` of every tap at every level (None: the backbone, or the tap, has none) and number of denoising steps to it;
+    what `rows`, told apart by tap, level and denoising_steps, holds is not measured again. `options` are of the backbone."""
+    clean = backbone_class(_named(name)[0]).CLEAN_TAPS
     for tap in taps:
         for level, count in [(None, 0)] if tap in clean else levels:
             key = {"tap": tap, "level": level, "denoising_steps": count}
@@ -451,7 +451,7 @@ def draw_sweep(path: Path, rows: Sequence[Row], measure: str) -> None:
     grid = np.full((len(taps), len(levels)), np.nan)
     for row in rows:
         grid[taps.index(row["tap"]), levels.index((row["level"], row["denoising_steps"]))] = row[measure]
-    names = ["" if level is None else f"{level:g} by {count}" for level, count in levels]
+    names = [("none" if len(levels) > 1 else "") if level is None else f"{level:g} by {count}" for level, count in levels]
     title = f"Unseen demonstrations: median {measure}"
     value_grid(path, grid, taps, names, xlabel="noise level, by denoising steps", ylabel="tap", title=title)
 

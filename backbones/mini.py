@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,7 @@ class MiniVideo(VideoBackbone):
         width: channels at stride 4; twice that at stride 8 and four times at stride 16.
         channels: of the maps it gives, at stride 4.
         depth: attention blocks inside frames, at stride 16; one through time follows.
-        max_context: most observed frames. max_horizon: most future frames. tubelet: future frames per map.
+        max_context: most observed frames. max_horizon: most future frames, of taps that have any. tubelet: future frames per map.
         tap: where features are read: "coarse" (stride 16, after attention), "middle" (8), "fine" (4), or "joined": fine, middle and
             what the encoder saw at the fine scale, for fine maps alone know what changes; or "encoder": what it saw at all three
             scales, before any attention, and so of observed frames alone: it predicts nothing. Later layers are left out where they
@@ -145,11 +146,10 @@ class MiniVideo(VideoBackbone):
             from the same noise for every clip.
 
     Raises:
-        ValueError: an unknown tap, or a level outside (0, 1], or below 1 where no future is read.
+        ValueError: an unknown tap, or a level outside (0, 1], or below 1 at a tap that reads no future.
     """
 
     CLEAN_TAPS = ("encoder",)
-    """Of observed frames alone, whose maps know no noise level."""
 
     def __init__(
         self,
@@ -176,7 +176,9 @@ class MiniVideo(VideoBackbone):
             )
         if tap in self.CLEAN_TAPS:
             if level < 1:
-                raise ValueError(f"tap {tap!r} reads no future that could be drawn down to level {level}; leave level at 1")
+                raise ValueError(
+                    f"tap {tap!r} reads no future that could be drawn down to level {level}; leave level at 1, or name another tap"
+                )
             max_horizon = 0
         self.tap, self.level, self.denoising_steps = tap, level, denoising_steps
         self.spec = FeatureSpec(
@@ -200,6 +202,17 @@ class MiniVideo(VideoBackbone):
         for parameter in self.to_frame[2].parameters():
             nn.init.zeros_(parameter)  # the last frame, as it is
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format
+        if tap in self.CLEAN_TAPS:
+            super().requires_grad_(False)
+            self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Of what the maps are made of."""
+        if self.tap not in self.CLEAN_TAPS:
+            return super().requires_grad_(requires_grad)
+        for part in (self.stem, self.stem_last, self.stem_motion, self.down1, self.down2, self.down3):
+            part.requires_grad_(requires_grad)
+        return self
 
     @torch.no_grad()
     def shorten(self) -> None:
@@ -351,8 +364,12 @@ class MiniVideo(VideoBackbone):
 
     def _check_predicts(self) -> None:
         if not self.spec.generative:
-            kind = type(self).__name__
-            raise TypeError(f"{kind} has no generative loss where it is read at {self.tap!r}: build it with another tap")
+            remedy = (
+                f"where it is read at {self.tap!r}: name another tap"
+                if self.tap in self.CLEAN_TAPS
+                else "of max_horizon 0: raise it"
+            )
+            raise TypeError(f"{type(self).__name__} has no generative loss {remedy}")
 
     def _flow(
         self, clip: Tensor, observed: int, sigma: Tensor, shown: int, generator: torch.Generator | None

@@ -207,6 +207,8 @@ def video_table(summary: dict[str, Any]) -> str:
 
 def trained(summary: dict[str, Any]) -> str:
     """How much a video model was trained."""
+    if not summary["steps"]:
+        return f"as it came, {precision_in(summary)}"
     minutes = summary["training_seconds"] / 60
     amount = f"{summary['steps']} steps of {summary['config']['batch_size']} clips"
     return f"{amount}, {minutes:.0f} minutes of training, {precision_in(summary)}"

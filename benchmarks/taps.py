@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 HEADING = """# Where features are read
 
 A frozen model, a PARA head on each tap and noise level, and its answers on demonstrations that it did not see. Below the top level
-the future is first drawn down to it, from the same noise for every clip.
+the future is first drawn down to it, from the same noise for every clip. Read at its encoder a model sees no future, and no level.
 
 ![Error by tap and noise level]({picture})
 

@@ -240,7 +240,7 @@ class RobotConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a backbone that learns is built with."""
+        """What the backbone is built with where it learns, as the user gave it."""
         return backbone_options(self.backbone, self.backbone_options)
 
     @property
@@ -425,11 +425,11 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
 
 
 def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbone:
-    """The backbone with the weights of its source, if it has one.
+    """The backbone that policies read, with the weights of its source, if it has one.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: it cannot be built, cannot be trained as is asked, or does not take what
-            policies see.
+            policies see. VideoError: as of `extra_videos`.
     """
     check_processes(config.options, accelerator.num_processes)
     torch.manual_seed(config.seed)
@@ -440,7 +440,8 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
     backbone = build(config.read_options)
     if predicts:
         learner = backbone if config.read_options == config.options else build(config.options)
-        check_predicts(learner, f"{config.backbone} with --backbone-options '{config.backbone_options}'")
+        check_predicts(learner, config.backbone)
+        extra_videos(config, learner)
     if config.train != "heads" or config.video_steps:
         check_precision(backbone.requires_grad_(True))
     try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)
@@ -485,7 +486,10 @@ def check_predicts(backbone: VideoBackbone, name: str) -> None:
 
 
 def no_generative_loss(name: str) -> ValueError:
-    return ValueError(f"{name} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone")
+    return ValueError(
+        f"{name} has no generative loss for --train joint or --video-steps; pass --train all or --train heads alone, or other "
+        "--backbone-options"
+    )
 
 
 def shown_future(backbone: VideoBackbone, latest: float) -> int:
@@ -711,7 +715,6 @@ def main(config: RobotConfig) -> dict[str, Any]:
     per_process(config.batch_size, accelerator.num_processes)
     first: VideoBackbone | None = first_backbone(config, accelerator)
     check_head(config, first.spec.channels)
-    extra_videos(config, first)
     same_source(out, first, config.starts, accelerator)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own

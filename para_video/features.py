@@ -154,6 +154,8 @@ class VideoBackbone(nn.Module, ABC):
     """A feature extractor. Subclasses set `spec` and implement `features`; generative ones also `joint`."""
 
     spec: FeatureSpec
+    CLEAN_TAPS: tuple[str, ...] = ()
+    """Where observed frames alone are read, and no noise level changes anything."""
     origin: Mapping[str, str] | None = None
     """Digests, by name, of the weights that it has from a source; see `para_video.checkpoint.build_backbone`."""
 

@@ -145,7 +145,8 @@ class VideoPredictor(nn.Module):
         spec = backbone.spec
         if not spec.generative:
             raise ValueError(
-                f"{type(backbone).__name__} has no generative loss (spec.generative is False); choose another backbone"
+                f"{type(backbone).__name__} has no generative loss (spec.generative is False); choose another backbone, or other "
+                "options of it"
             )
         self.backbone, self.drop = backbone, drop if hasattr(backbone, "sample") else 0.0
         self.draw = nn.Conv2d(spec.channels, spec.span * 3 * DRAWN_SIDE**2, 1) if draw else None

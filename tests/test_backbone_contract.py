@@ -366,15 +366,18 @@ def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channe
 def test_the_encoder_of_mini_is_read_before_attention_and_of_what_is_observed_alone() -> None:
     backbone = backbone_class("mini")(**SMALL["mini"], tap="encoder").eval()
     for check in checks_of(backbone):
-        if check is not gradients_reach_all:  # what follows the encoder is not read
-            check(Trial(backbone))
+        check(Trial(backbone))
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2)).maps
     assert maps.shape == (2, 2, 56, 16, 16) and not seen
-    assert (backbone.spec.channels, backbone.spec.stride, backbone.spec.max_horizon) == (56, 4, 0)
-    with pytest.raises(TypeError, match="no generative loss where it is read at 'encoder': build it with another tap"):
-        backbone.joint(clip(backbone.spec, 2), 1)
-    with pytest.raises(ValueError, match="no future that could be drawn down to level 0.6; leave level at 1"):
+    spec = backbone.spec
+    assert (spec.channels, spec.stride, spec.span, spec.max_horizon, spec.generative) == (56, 4, 1, 0, False)
+    for loss in (backbone.joint, backbone.generative_loss):
+        with pytest.raises(TypeError, match="no generative loss where it is read at 'encoder': name another tap"):
+            loss(clip(spec, 2), 1)
+    with pytest.raises(TypeError, match="no generative loss of max_horizon 0: raise it"):
+        backbone_class("mini")(**{**SMALL["mini"], "max_horizon": 0}).joint(clip(spec, 2), 1)
+    with pytest.raises(ValueError, match="no future that could be drawn down to level 0.6; leave level at 1, or name"):
         backbone_class("mini")(**SMALL["mini"], tap="encoder", level=0.6)
 
 

@@ -109,8 +109,10 @@ def test_taps_and_levels_are_swept_once(tmp_path, monkeypatch):
     assert (tmp_path / "taps.png").stat().st_size > 0
     found = sweep("mini-random", ["encoder"], [(1.0, 1), (0.5, 2)], config, rows)
     assert [(row["level"], row["denoising_steps"]) for row in found if row["tap"] == "encoder"] == [(None, 0)]
+    draw_sweep(tmp_path / "both.png", found, "px")
+    assert (tmp_path / "both.png").stat().st_size > 0
     monkeypatch.setattr(compare, "robot_readout", lambda *_: pytest.fail("measured again"))
-    assert sweep("mini-random", ["coarse", "fine"], [(1.0, 1)], config, rows) == found
+    assert sweep("mini-random", ["coarse", "encoder", "fine"], [(1.0, 1)], config, rows) == found
     assert compare.tap_options("svd", "up_blocks.1+up_blocks.2", 10.0, 4) == {
         "taps": ["up_blocks.1", "up_blocks.2"], "level": 10.0, "denoising_steps": 4,
     }  # fmt: skip

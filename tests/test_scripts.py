@@ -271,6 +271,8 @@ def test_a_tuned_video_model_is_frozen_or_learns_on_beside_the_head(train, own_v
     tuned, policy = read_weights(out / "video"), read_weights(out / "para")
     same = all(torch.equal(value, policy[name]) for name, value in tuned.items())
     assert same == (train == "heads")
+    assert load_policy(out / "para")[1].backbone_options == ({"tap": "encoder"} if train == "heads" else {})
+    assert json.loads((out / "video" / "config.json").read_text())["backbone"]["options"] == {}
     losses = json.loads(safe_open(out / "para" / "training.safetensors", "pt").metadata()["state"])["losses"]
     assert ("video" in losses[0]) == (train == "joint")
     assert bool(list((tmp_path / "cache").glob("features/*/copy_000.safetensors"))) == (train == "heads")
@@ -355,14 +357,18 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("dinov2", {"train": "joint", "backbone_options": '{"source": "no/such/folder"}'}, "no generative loss for --train joint"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
+        ("mini", {"video_steps": 2, "backbone_options": '{"tap": "encoder"}'}, "no generative loss .* or other --backbone-options"),
+        ("mini", {"train": "heads", "backbone_options": '{"level": 0.6}'}, "leave level at 1, or name another tap"),
         ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "there is no folder no/such/folder"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "tap": 3}'}, "cannot be built with the options .*'tap'"),
     ],
 )
 def test_what_a_loaded_model_refuses_is_told_before_anything_is_recorded(name, options, message, tmp_path, monkeypatch):
     monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
-    config = robot.RobotConfig(**{**LOADED, **tiny_options(name), **options, "out": tmp_path / "run"})
-    config = replace(config, backbone_options=config.backbone_options.replace("FOLDER", str(saved(name))))
+    loaded = {} if name == "mini" else tiny_options(name)
+    config = robot.RobotConfig(**{**LOADED, **loaded, **options, "out": tmp_path / "run"})
+    if "FOLDER" in config.backbone_options:
+        config = replace(config, backbone_options=config.backbone_options.replace("FOLDER", str(saved(name))))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
         robot.main(config)
     assert "\n" not in str(told.value)
@@ -551,6 +557,7 @@ def test_a_frozen_backbone_is_read_where_that_suits_it_unless_told_otherwise():
     ]
     assert options == [{}, {}, {"tap": "encoder"}, {"tap": "joined"}]
     assert robot.RobotConfig(train="heads", backbone="backbones.mini:MiniVideo", init="none").read_options == {}
+    assert robot.RobotConfig(train="heads").options == {}, "what learns to predict is not cut short"
 
 
 def test_azimuths_name_their_cells():

@@ -374,8 +374,10 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
 def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is_given(claims):
     grids = claims["Config"]().grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in grids} == {
-        ((5,), None, None), ((20,), 1200, 0.5)
+        ((5,), None, None), ((20,), 1200, 0.5), ((20,), 2400, 0.8)
     }  # fmt: skip
+    assert {grid.tasks for grid in grids if grid.options.get("steps") == 2400} == {("coffee-pull-v3",)}
+    assert {grid.options["steps"] for grid in claims["Config"]().grids("azimuth")} == {1200}, "headlines alone"
     assert {grid.options["repaint"] for grid in claims["Config"]().grids("surroundings")} == {0.5, 0.0}
     names = ("noise", "state_noise", "zoom", "hide_hand")
     told = {tuple(grid.options[name] for name in names) for grid in claims["Config"]().grids("disturbed")}
@@ -387,7 +389,7 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
     } == {**dict.fromkeys(claims["TASKS"], (1.5, True)), **own}
     shorter = claims["Config"](steps=300).grids("headlines")
     assert {(grid.demos, grid.options.get("steps"), grid.options.get("repaint")) for grid in shorter} == {
-        ((5,), 300, None), ((20,), 300, 0.5)
+        ((5,), 300, None), ((20,), 300, 0.5), ((20,), 300, 0.8)
     }  # fmt: skip
     assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
 
