@@ -364,6 +364,7 @@ def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channe
 
 
 def test_the_encoder_of_mini_is_read_before_attention_and_of_what_is_observed_alone() -> None:
+    torch.manual_seed(0)
     backbone = backbone_class("mini")(**SMALL["mini"], tap="encoder").eval()
     for check in checks_of(backbone):
         check(Trial(backbone))
