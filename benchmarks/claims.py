@@ -81,9 +81,9 @@ FEW, MANY = 5, {"steps": 1200, "repaint": 0.5, "noise": 0.3, "state_noise": 0.0,
 OWN: dict[str, dict[str, Any]] = {"shelf-place-v3": {"zoom": 1.25}, "coffee-pull-v3": {"hide_hand": False}}
 """What differs for a task then: a nearer camera cuts off the upper part of the shelf, and the cup, which stands up between the
 fingers, would be hidden with the hand. Chosen on development episodes, as all of `MANY` is (docs/results.md)."""
-HEADLINES_OWN: dict[str, dict[str, Any]] = {"coffee-pull-v3": {"steps": 2400, "repaint": 0.8}}
-"""And under headlines, which ask for a new environment: the cup is white, as tables may be, and to tell it from them takes more of
-them, and longer. Chosen so too."""
+OWN_IN: dict[str, dict[str, dict[str, Any]]] = {"headlines": {"coffee-pull-v3": {"steps": 2400, "repaint": 0.8}}}
+"""And in an experiment. Headlines ask for a new environment: the cup is white, as tables may be, and to tell it from them takes
+more of them, and longer. Chosen so too."""
 TASKS = ("pick-place-v3", "push-v3", "shelf-place-v3", "hammer-v3", "coffee-pull-v3", "handle-pull-v3")
 SIDE = ("pick-place-v3", "coffee-pull-v3")
 """Two of them, for all but the headlines."""
@@ -121,11 +121,13 @@ def quick(demos: int | tuple[int, ...], *policies: str, **others: Any) -> Grid:
 
 
 def split_by_demos(grid: Grid, own: Mapping[str, Mapping[str, Any]]) -> list[Grid]:
-    """A grid's part of few demonstrations and those of more, which are trained on in another way; a task in its own."""
+    """A grid's part of few demonstrations and those of more, which are trained on in another way; `own` are options by task, on top
+    of `OWN`."""
     few, many = ([n for n in grid.demos if (n > FEW) == more] for more in (False, True))
     parts = [replace(grid, demos=tuple(few))] if few else []
     for task in grid.tasks if many else ():
-        parts.append(replace(grid, tasks=(task,), demos=tuple(many), options={**MANY, **own.get(task, {}), **grid.options}))
+        options = {**MANY, **OWN.get(task, {}), **own.get(task, {}), **grid.options}
+        parts.append(replace(grid, tasks=(task,), demos=tuple(many), options=options))
     return parts
 
 
@@ -350,9 +352,8 @@ class Config:
         if self.quick:
             return grids
         steps = {} if self.steps is None else {"steps": self.steps}
-        more = HEADLINES_OWN if name == "headlines" else {}
-        differs = {task: {**OWN.get(task, {}), **more.get(task, {})} for task in {**OWN, **more}}
-        return [replace(part, options={**part.options, **steps}) for grid in grids for part in split_by_demos(grid, differs)]
+        parts = [part for grid in grids for part in split_by_demos(grid, OWN_IN.get(name, {}))]
+        return [replace(part, options={**part.options, **steps}) for part in parts]
 
 
 def main(config: Config) -> None:

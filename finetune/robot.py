@@ -438,12 +438,12 @@ def first_backbone(config: RobotConfig, accelerator: Accelerator) -> VideoBackbo
         raise no_generative_loss(config.backbone)
     build = partial(build_backbone, import_string(config.backbone), trusted=trusted_packages(config.backbone))
     backbone = build(config.read_options)
-    if predicts:
-        learner = backbone if config.read_options == config.options else build(config.options)
-        check_predicts(learner, config.backbone)
-        extra_videos(config, learner)
     if config.train != "heads" or config.video_steps:
-        check_precision(backbone.requires_grad_(True))
+        learner = backbone if config.read_options == config.options else build(config.options)
+        if predicts:
+            check_predicts(learner, config.backbone)
+            extra_videos(config, learner)
+        check_precision(learner.requires_grad_(True))
     try_out(backbone.eval().to(accelerator.device), PolicySpec.times, config.context, config.size)
     return backbone
 

@@ -170,7 +170,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
             for name, other in others.items()
             if other
         ]
-        reached = "not measured" if rate is None else ("**yes**" if rate.mean >= target.share else "no")
+        reached = "not measured" if rate is None else verdict(rate.mean, target.share)
         if para and not para.keys() >= wanted(target, experiments[target.experiment]):
             reached = f"{reached.strip('*')}, so far"
         lines.append(
@@ -185,6 +185,13 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         )
     header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
     return markdown_table(header, lines)
+
+
+def verdict(mean: float, share: float) -> str:
+    """Whether a mean reaches a share; one that rounds up to it is told more exactly."""
+    if mean >= share:
+        return "**yes**"
+    return f"no, {mean:.2%}" if f"{mean:.0%}" == f"{share:.0%}" else "no"
 
 
 def ahead(para: Outcomes, other: Outcomes) -> str:

@@ -357,21 +357,30 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
         ("dinov2", {"train": "joint", "backbone_options": '{"source": "no/such/folder"}'}, "no generative loss for --train joint"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "dtype": "bfloat16"}'}, 'are bfloat16, .* with "lora_rank": 16'),
         ("dinov2", {"video_steps": 2}, "no generative loss for .* --video-steps"),
-        ("mini", {"video_steps": 2, "backbone_options": '{"tap": "encoder"}'}, "no generative loss .* or other --backbone-options"),
-        ("mini", {"train": "heads", "backbone_options": '{"level": 0.6}'}, "leave level at 1, or name another tap"),
         ("dinov2", {"backbone_options": '{"source": "no/such/folder"}'}, "there is no folder no/such/folder"),
         ("dinov2", {"backbone_options": '{"source": "FOLDER", "tap": 3}'}, "cannot be built with the options .*'tap'"),
     ],
 )
 def test_what_a_loaded_model_refuses_is_told_before_anything_is_recorded(name, options, message, tmp_path, monkeypatch):
     monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
-    loaded = {} if name == "mini" else tiny_options(name)
-    config = robot.RobotConfig(**{**LOADED, **loaded, **options, "out": tmp_path / "run"})
-    if "FOLDER" in config.backbone_options:
-        config = replace(config, backbone_options=config.backbone_options.replace("FOLDER", str(saved(name))))
+    config = robot.RobotConfig(**{**LOADED, **tiny_options(name), **options, "out": tmp_path / "run"})
+    config = replace(config, backbone_options=config.backbone_options.replace("FOLDER", str(saved(name))))
     with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
         robot.main(config)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"video_steps": 2, "backbone_options": '{"tap": "encoder"}'}, "no generative loss .* or other --backbone-options"),
+        ({"train": "heads", "backbone_options": '{"level": 0.6}'}, "leave level at 1, or name another tap"),
+    ],
+)
+def test_where_mini_is_read_must_suit_what_is_asked_of_it(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("recorded"))
+    with pytest.raises(ValueError, match=message):
+        robot.main(robot.RobotConfig(**LOADED, **options, out=tmp_path / "run"))
 
 
 @pytest.mark.parametrize("script", [robot, circles], ids=["robot", "circles"])

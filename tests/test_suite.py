@@ -26,6 +26,7 @@ from finetune.suite_page import (
     replayed_note,
     targets_table,
     tasks_table,
+    verdict,
 )
 from para_video.hand import Hand
 from para_video.policy import Schedule
@@ -307,6 +308,7 @@ def test_a_line_of_what_is_to_be_shown_is_reached_or_not_or_not_measured():
     assert table[0][1:4] == ["90%", "95% (76% to 99%)", "**yes**"] and "ACT 0%" in table[0][4] and "+95 (" in table[0][4]
     assert table[1][3] == "not measured" and table[2][3] == "no" and "scratch 0%" in table[2][4]
     assert table[0][5].startswith("1 task, 1 seed, 20 episodes")
+    assert [verdict(mean, 0.85) for mean in (0.85, 0.8495, 0.84)] == ["**yes**", "no, 84.95%", "no"]
     for missing in ({"tasks": ("reach-v3", "push-v3")}, {"seeds": (0, 1)}):
         more = {**experiments, "a": Experiment("a", "", (replace(GRID, demos=(5,), **missing),), ())}
         assert " | yes, so far | " in targets_table(targets, rows, more)
