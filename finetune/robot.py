@@ -56,7 +56,7 @@ from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
 from para_video.figures import display_name, side_by_side, success_bars, write_picture, write_report
 from para_video.films import Film, heatmap_sheet, shoot
-from para_video.hand import REMEMBERED_HAND, Hand
+from para_video.hand import Hand
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE, Policy
 from para_video.prediction import ClipBatches, Source, VideoPredictor, demonstrated, video_files
@@ -172,9 +172,6 @@ class RobotConfig:
     """Before every second demonstration the hand is moved in a random direction for up to this many control steps of a
     centimetre. Where all begin in one place, the first move may be learnt as a direction in the picture, which a turned camera
     shows elsewhere. Try 25 with 20 demonstrations."""
-    linger: int = 0
-    """Control steps that demonstrations go on for after success, beyond the usual four. Success may come before the goal is reached
-    (pick-place's, 7 cm before), and a policy stops where demonstrations end."""
     state_noise: float = 1.0
     """Factor on the noise with which every policy is told the gripper's height (1 cm) and opening (0.08) in training. Told exactly,
     the two give away the moment of a demonstration, which is then learnt by heart; but a centimetre is a pixel over an object. 0 is
@@ -182,8 +179,6 @@ class RobotConfig:
     hide_hand: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Hide the hand in what policies see: they are told where it is, and what it looks like misleads them where the camera is
     turned."""
-    remember: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """With --hide-hand: show what is behind the hand as it was last seen in the episode. Cameras must stand still."""
     widen: float = 1.0
     """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -218,8 +213,10 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if not 0.1 <= self.zoom <= 10:
             raise ValueError(f"zoom must lie in [0.1, 10], got {self.zoom}; 1 leaves the camera as it is")
-        if low := {n: getattr(self, n) for n in ("noise", "scatter", "linger", "state_noise") if getattr(self, n) < 0}:
-            raise ValueError(f"these must not be negative: {low}")
+        if min(self.noise, self.scatter, self.state_noise) < 0:
+            raise ValueError(
+                f"noise, scatter and state_noise must not be negative, got {self.noise}, {self.scatter} and {self.state_noise}"
+            )
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.hide_hand and (self.train == "joint" or self.video_steps):
@@ -228,9 +225,7 @@ class RobotConfig:
             raise ValueError(
                 f"hide_hand needs context 1, got {self.context}: where the hand was in earlier frames a policy is not told"
             )
-        if self.remember and not self.hide_hand:
-            raise ValueError("remember is of what is behind a hidden hand: add --hide-hand")
-        recorded = ("noise", "scatter", "linger", "spread_over")
+        recorded = ("noise", "scatter", "spread_over")
         if self.demo_folder is not None and (ours := [n for n in recorded if getattr(self, n) != getattr(type(self), n)]):
             raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
         if self.extra_videos is not None and not self.video_steps:
@@ -252,17 +247,6 @@ class RobotConfig:
     def read_options(self) -> dict[str, Any]:
         """What the policies' backbone is built with: a frozen one may be read elsewhere."""
         return {**catalogue_entry(self.backbone).frozen, **self.options} if self.train == "heads" else self.options
-
-    @property
-    def plan(self) -> Plan:
-        """How demonstrations are recorded."""
-        tail = Plan.tail + self.linger
-        return Plan(self.demos, spread_over=self.spread_over, noise=self.noise, scatter=self.scatter, tail=tail)
-
-    @property
-    def hand(self) -> Hand | None:
-        """That is hidden from policies."""
-        return (REMEMBERED_HAND if self.remember else Hand()) if self.hide_hand else None
 
     @property
     def para_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -344,7 +328,11 @@ def demonstrations(config: RobotConfig, console: Console) -> DemoSet:
     if config.demo_folder is not None:
         return checked(select_demos(load_demos(config.demo_folder), config.demos), config)
     with config.env() as env, tqdm(total=config.demos, desc="demonstrations", unit="demo") as bar:
-        found = cached_demos(env, config.plan, on_episode=lambda _, ok: bar.update(int(ok)))
+        found = cached_demos(
+            env,
+            Plan(config.demos, spread_over=config.spread_over, noise=config.noise, scatter=config.scatter),
+            on_episode=lambda _, ok: bar.update(int(ok)),
+        )
         bar.update(config.demos - bar.n)
     if found.discarded:
         console.print(f"the expert failed on seeds {list(found.discarded)}: discarded")
@@ -432,7 +420,7 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
         size=(height, width),
         backbone_options=config.read_options,
         head_options=options,
-        hand=config.hand,
+        hand=Hand() if config.hide_hand else None,
     )
 
 
@@ -545,7 +533,7 @@ def training_batches(
     schedule = spec.schedule
     options: dict[str, Any] = {
         "chunk": schedule.chunk, "stride": schedule.frame_stride, "context": config.context,
-        "augmentation": config.augmentation, "hand": config.hand,
+        "augmentation": config.augmentation,
         "future": shown_future(policy.backbone, max(spec.times)) if config.train == "joint" else 0,
     }  # fmt: skip
     if config.train != "heads":

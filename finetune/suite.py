@@ -34,6 +34,7 @@ from finetune.grid import counts, digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import WEIGHTS_FILE, checkpoint_digest
 from para_video.demos import Plan, record_demo
+from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
@@ -50,9 +51,7 @@ REFERENCES = ("expert", "readout", "blind_replay")
 """Policies that are not trained, and bound those that are; their rows have seed 0."""
 FREE = ("policies", "azimuths", "shifts", "episodes", "out", "resume", "seed", "head_options", "init", "learning_rate")
 """Options that a policy's folder is not named after: it is the same under them, or what they stand for is in its name."""
-SCENE = (
-    "task", "demos", "demo_folder", "size", "zoom", "spread_over", "noise", "scatter", "linger", "widen", "workspace", "shadows",
-)  # fmt: skip
+SCENE = ("task", "demos", "demo_folder", "size", "zoom", "spread_over", "noise", "scatter", "widen", "workspace", "shadows")
 """Those that references depend on."""
 START_S, RECORD_S, REFERENCE_FACTOR, USUAL_STEPS = 8.0, 1.0, 1.5, 200
 """For the estimate: seconds until a worker works, and of a recorded demonstration; what a control step of a reference takes beside
@@ -321,7 +320,7 @@ def trained_on(config: RobotConfig, policy: str) -> str:
     else:
         told = {name: value for name, value in settings.items() if name not in FREE}
         told |= {"start": _digest(shipped_weights(config.backbone)), "init": _digest(config.init_folder)}
-        told |= {"hand": {name: value for name, value in asdict(config.hand).items() if value}} if config.hand else {}
+        told |= {"hand": asdict(Hand())} if config.hide_hand else {}
         told |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
     told |= {"actions": (DEFAULT_SCHEDULE.chunk, DEFAULT_SCHEDULE.frame_stride), "expert": recipe(config.task)}
     readout, head = config.para_options

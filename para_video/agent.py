@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from para_video.camera import Camera
 from para_video.features import VideoBackbone, VideoFeatures
-from para_video.hand import Hand, Unhidden
+from para_video.hand import Hand
 from para_video.heatmap import cell_centres
 from para_video.policy import Actions, Observation
 from para_video.precision import autocast
@@ -129,8 +129,7 @@ class VideoPolicy(nn.Module):
     Args:
         backbone, head: the two parts. times: queried, in frames after the last observed one. view: which view it looks at. frozen:
             whether the backbone is left as it is in training. clip_shape: frames, height and width of the clips of training, a
-            None where any will do; `act` takes no others. hand: hidden in the clips, or None for clips as they are. Where what is
-            behind it is remembered, it is hidden in observations, see `inputs`, and clips come without it.
+            None where any will do; `act` takes no others. hand: hidden in the clips, or None for clips as they are.
     """
 
     def __init__(
@@ -147,7 +146,6 @@ class VideoPolicy(nn.Module):
         super().__init__()
         self.backbone, self.head, self.times, self.view, self.frozen = backbone, head, tuple(times), view, frozen
         self.clip_shape, self.hand = clip_shape, hand
-        self._unhidden: dict[tuple[float, ...], Unhidden] = {}
         if hand is not None and clip_shape[0] not in (None, 1):
             raise ValueError(f"a hand is hidden in clips of 1 frame, got {clip_shape[0]}: where it was before, nothing tells")
         backbone.requires_grad_(not frozen)
@@ -186,7 +184,7 @@ class VideoPolicy(nn.Module):
         return self.head.loss(features, query, batch)
 
     def _shown(self, clip: Tensor, state: RobotState | None) -> Tensor:
-        if self.hand is None or self.hand.remembered:  # one clip does not tell what was seen before
+        if self.hand is None:
             return clip
         if state is None:
             raise ValueError("this policy hides the hand, and is not told where it is: pass the robot's state")
@@ -204,14 +202,10 @@ class VideoPolicy(nn.Module):
             return self.head.predict(features, query, state)
 
     def reset(self) -> None:
-        """Forget what was seen behind the hand, which is all that is remembered between decisions."""
-        self._unhidden.clear()
+        """Nothing is remembered between decisions."""
 
     def inputs(self, observation: Observation) -> tuple[Tensor, RobotState]:
         """The clip (1, t, 3, H, W) and the robot's state of one observation.
-
-        Where the policy remembers what is behind the hand, the clip is without it: what each camera saw since `reset` is kept, for
-        as long as it stands still.
 
         Raises:
             ValueError: the observation lacks the view, its frames are not as many or as large as those of training, or its gripper
@@ -245,11 +239,7 @@ class VideoPolicy(nn.Module):
             )
         camera = view.camera[-1] if view.camera.batch_shape else view.camera
         state = RobotState(camera[None].to(torch.float32), pose[:, :3, 3], pose[:, :3, :3], torch.tensor([opening]).float())
-        clip, state = view.clip[None].to(device), state.to(device)
-        if self.hand is not None and self.hand.remembered:
-            stands = (*state.camera.intrinsics.flatten().tolist(), *state.camera.world_T_camera.flatten().tolist())
-            clip = self._unhidden.setdefault(stands, Unhidden(self.hand)).shown(clip, state)
-        return clip, state
+        return view.clip[None].to(device), state.to(device)
 
     def act(self, observation: Observation) -> Actions:
         """Actions (batch 1) for one observation; see `inputs` for errors."""

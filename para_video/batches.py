@@ -11,14 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from para_video.agent import Batch, RobotState
 from para_video.camera import Camera, look_at
 from para_video.circles import CircleVideos
 from para_video.demos import Demo
-from para_video.hand import Hand, Unhidden
-from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import Targets, matrix_from_euler
 from para_video.repaint import Palette, repainted
 
@@ -182,23 +179,6 @@ def random_colours(clip: Tensor, augmentation: Augmentation, generator: torch.Ge
     return ((clip - 0.5) * gain + 0.5 + bias + noise).clamp(0, 1)
 
 
-def without_hand(demo: Demo, hand: Hand, every: int) -> Demo:
-    """The demonstration as a policy sees it that remembers what is behind the hand.
-
-    Args:
-        every: control steps from one decision to the next: each frame is shown as if it were decided on, and frames between
-            decisions had not been seen.
-    """
-    frames = torch.from_numpy(demo.frames).permute(0, 3, 1, 2)[:, None]
-    shown = torch.empty_like(frames)
-    for first in range(every):
-        rows = torch.tensor(sorted({0, *range(first, len(demo), every)}))  # an episode's first frame is decided on
-        at = [torch.from_numpy(part)[rows] for part in (demo.positions, demo.rotations, demo.openings)]
-        state = RobotState(Camera.stack([demo.camera] * len(rows)), *at)
-        shown[rows] = (255 * Unhidden(hand).shown(frames[rows].float() / 255, state)).round().to(torch.uint8)
-    return replace(demo, frames=shown[:, 0].permute(0, 2, 3, 1).contiguous().numpy())
-
-
 class DemoBatches(Dataset):
     """Item i is the whole batch of training step i, the same bytes whenever it is asked for.
 
@@ -208,7 +188,6 @@ class DemoBatches(Dataset):
     Args:
         demos: to draw from. batch_size: clips. chunk: future targets. stride: control steps between frames and between targets.
         context: observed frames. future: frames to show beside the observed ones, see `Batch`. augmentation: None for none.
-        hand: of the policy, which hides it; where what is behind it is remembered, frames are without it, see `without_hand`.
         seed, rank: of the draws; processes with different ranks draw different clips.
 
     Raises:
@@ -225,7 +204,6 @@ class DemoBatches(Dataset):
         context: int = 1,
         future: int = 0,
         augmentation: Augmentation | None = None,
-        hand: Hand | None = None,
         seed: int = 0,
         rank: int = 0,
         length: int = 2**31,
@@ -237,9 +215,6 @@ class DemoBatches(Dataset):
         self.batch_size, self.stride, self.context, self.augmentation = batch_size, stride, context, augmentation
         self.seed, self.rank, self.length, self.chunk = seed, rank, length, chunk
         self.demos = list(demos)
-        if hand is not None and hand.remembered:
-            every = stride * DEFAULT_SCHEDULE.executed
-            self.demos = [without_hand(demo, hand, every) for demo in tqdm(self.demos, desc="behind the hand", unit="demo")]
         # where the gripper is sent by the last command, only the command tells
         self.known = [len(demo) - (demo.moves is None) for demo in demos]
         self.steps = [(d, k) for d, known in enumerate(self.known) for k in range(max(1, known - stride + 1))]

@@ -37,8 +37,6 @@ class Hand:
             a finger fills which may show below the rectangle. It is filled in with what lies around it.
         grey: what the rectangle is painted, in [0, 1]. smooth: standard deviation of the smoothing that fills fingers in, over the
             image's width.
-        remembered: what is behind the hand is shown as it was last seen in the episode, see `Unhidden`, and hidden so only where it
-            never was.
     """
 
     aside: float = 0.07
@@ -50,7 +48,6 @@ class Hand:
     finger_high: float = 0.03
     grey: float = 0.5
     smooth: float = 3 / 128
-    remembered: bool = False
 
     def hidden(self, clip: Tensor, state: RobotState) -> Tensor:
         """Clips (b, t, 3, H, W) without the hand, where it is in the last frame; as they are where it is behind the camera."""
@@ -64,10 +61,6 @@ class Hand:
             frames = torch.lerp(frames, filled, fingers.repeat_interleave(t, 0)[:, None])
             frames = torch.lerp(frames, torch.full_like(frames, self.grey), palm.repeat_interleave(t, 0)[:, None])
         return frames.to(clip.dtype).unflatten(0, (b, t))
-
-    def covers(self, state: RobotState, size: tuple[int, int]) -> Tensor:
-        """(b, H, W) bool, which pixels of images of size (H, W) show something of the room that the hand takes."""
-        return torch.maximum(*self._covered(state, size)) > 0
 
     def _covered(self, state: RobotState, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Shares (b, H, W) of each pixel that the rectangle and the fingers' capsules cover."""
@@ -88,38 +81,6 @@ class Hand:
         nearest = torch.minimum(*(_distance(places, pixels[:, i], pixels[:, i + 1]) for i in (2, 4)))
         ahead = (depth > 0).all(1)[:, None, None]
         return ahead * (palm + 0.5).clamp(0, 1), ahead * (self.finger_radius * wide - nearest + 0.5).clamp(0, 1)
-
-
-REMEMBERED_HAND = Hand(aside=0.1, high=0.42, remembered=True)
-"""Meta-World's with the wrist above it: what is remembered may be covered amply."""
-
-
-class Unhidden:
-    """Pictures of an episode, one after the other, without the hand: what it covers is shown as it was seen last.
-
-    What moved since then is not there any more, which a policy learns in training: there it is shown the same.
-
-    Args:
-        hand: to be hidden. The camera stands still.
-    """
-
-    def __init__(self, hand: Hand) -> None:
-        self.hand = hand
-        self._picture: Tensor | None = None
-        self._seen: Tensor | None = None
-
-    def shown(self, clip: Tensor, state: RobotState) -> Tensor:
-        """The next n frames (n, 1, 3, H, W) of the episode, from the states in which they were seen. The same frame once more looks
-        the same."""
-        size = (clip.shape[-2], clip.shape[-1])
-        hidden, covered = self.hand.hidden(clip, state)[:, 0], self.hand.covers(state, size)
-        if self._picture is None or self._seen is None:
-            self._picture, self._seen = torch.zeros_like(clip[0, 0]), torch.zeros_like(covered[0])
-        shown = []
-        for frame, instead, cover in zip(clip[:, 0], hidden, covered, strict=True):
-            shown.append(torch.where(cover, torch.where(self._seen, self._picture, instead), frame))
-            self._picture, self._seen = torch.where(cover, self._picture, frame), self._seen | ~cover
-        return torch.stack(shown)[:, None]
 
 
 def _distance(places: Tensor, start: Tensor, end: Tensor) -> Tensor:

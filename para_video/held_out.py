@@ -71,9 +71,7 @@ def demo_errors(policy: VideoPolicy, demos: Sequence[Demo], context: int = 1) ->
     """Answers on `context` observed frames against targets: median pixels and millimetres over all targets, and the share of right
     gripper commands."""
     schedule, device = DEFAULT_SCHEDULE, policy.backbone.device
-    batches = DemoBatches(
-        demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride, context=context, hand=policy.hand
-    )
+    batches = DemoBatches(demos, batch_size=1, chunk=schedule.chunk, stride=schedule.frame_stride, context=context)
     pixels, metres, right = [], [], []
     for first in tqdm(range(0, len(batches.steps), 64), desc="unseen demonstrations", unit="batch"):
         batch = batches.gather(batches.steps[first : first + 64 : 2])

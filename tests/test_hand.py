@@ -7,20 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from para_video.agent import Batch, RobotState, VideoPolicy
-from para_video.batches import DemoBatches
+from para_video.agent import Batch, RobotState
 from para_video.camera import Camera, orbit, rotation_about
 from para_video.checkpoint import PolicySpec, load_policy, save_policy
-from para_video.demos import Demo
-from para_video.hand import Hand, Unhidden
+from para_video.hand import Hand
 from para_video.heads import action_maps
 from para_video.heatmap import Bins
-from para_video.policy import DEFAULT_SCHEDULE, Observation, View
 from para_video.readout import ReadoutSpec, Targets
 from para_video.sims.metaworld import MetaWorldEnv
 
@@ -168,96 +164,3 @@ def test_it_may_be_beyond_the_picture_or_behind_the_camera() -> None:
         assert torch.equal(Hand().hidden(clip, state(tip=tip)), clip)
     none = replace(Hand(), aside=-1.0, finger_radius=-1.0)
     assert torch.equal(none.hidden(clip, state()), clip)
-
-
-# -------------------------------------------------------------------- what is behind it
-
-REMEMBERED = Hand(remembered=True)
-WAY = torch.stack([TIP + torch.tensor([0.03 * k, 0.0, 0.01 * k]) for k in range(13)])
-
-
-def episode() -> tuple[Tensor, Tensor, RobotState]:
-    """A wall of many colours (3, H, W), frames (n, 1, 3, H, W) of a hand that goes along `WAY` before it, as large as it may be and
-    of other colours in each, and the states."""
-    generator = torch.Generator().manual_seed(0)
-    wall = torch.randint(256, (3, SIZE, SIZE), generator=generator) / 255
-    states = [state(tip=tip) for tip in WAY]
-    frames = []
-    for robot in states:
-        covered = REMEMBERED.covers(robot, (SIZE, SIZE))[0]
-        frames.append(torch.where(covered, torch.randint(256, wall.shape, generator=generator) / 255, wall))
-    n = len(WAY)
-    robots = RobotState(Camera.stack([states[0].camera[0]] * n), WAY, torch.eye(3).expand(n, 3, 3), torch.ones(n))
-    return wall, torch.stack(frames)[:, None], robots
-
-
-def rows(robot: RobotState, which: slice) -> RobotState:
-    return RobotState(robot.camera[which], robot.position[which], robot.rotation[which], robot.opening[which])
-
-
-def test_what_is_behind_the_hand_is_shown_as_it_was_seen_last() -> None:
-    wall, frames, robots = episode()
-    shown = Unhidden(REMEMBERED).shown(frames, robots)
-    covered = REMEMBERED.covers(robots, (SIZE, SIZE))
-    assert torch.equal(shown[0], REMEMBERED.hidden(frames[:1], rows(robots, slice(1)))[0])  # nothing was seen before
-    known = ~covered[0]
-    for k in range(1, len(frames)):
-        known |= ~covered[k]
-        assert torch.equal(shown[k, 0][:, known], wall[:, known])
-    assert bool((covered[-1] & known).any()) and float((covered[-1] & ~known).sum()) < 0.5 * float(covered[-1].sum())
-
-
-def test_frames_may_come_one_by_one_and_more_than_once() -> None:
-    _, frames, robots = episode()
-    one_by_one, at_once = Unhidden(REMEMBERED), Unhidden(REMEMBERED).shown(frames, robots)
-    for k in range(len(frames)):
-        for _ in range(2):
-            shown = one_by_one.shown(frames[k : k + 1], rows(robots, slice(k, k + 1)))
-            assert torch.equal(shown[0], at_once[k])
-
-
-def observed(frame: Tensor, robot: RobotState) -> Observation:
-    pose = torch.eye(4)
-    pose[:3, 3] = robot.position[0]
-    return Observation({"main": View(frame, robot.camera[0])}, pose, float(robot.opening[0]))
-
-
-def seen_by(policy: VideoPolicy, frames: Tensor, robots: RobotState, which: range) -> list[Tensor]:
-    return [policy.inputs(observed(frames[k], rows(robots, slice(k, k + 1))))[0][0] for k in which]
-
-
-def test_a_policy_is_trained_on_what_it_sees_in_use() -> None:
-    _, frames, robots = episode()
-    images = (255 * frames[:, 0]).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    parts = (part.numpy() for part in (robots.position, robots.rotation, robots.opening))
-    demo = Demo(images, *parts, np.ones(len(images), np.float32), robots.camera[0], "a task", 0)
-    policy = spec(REMEMBERED).build()
-    schedule = DEFAULT_SCHEDULE
-    every = schedule.frame_stride * schedule.executed
-    batches = DemoBatches([demo], batch_size=1, chunk=1, stride=schedule.frame_stride, hand=policy.hand)
-    for first in range(every):
-        decided = range(first, len(images) - schedule.frame_stride, every)
-        policy.reset()
-        seen_by(policy, frames, robots, range(1))
-        for k, clip in zip(decided, seen_by(policy, frames, robots, decided), strict=True):
-            torch.testing.assert_close(batches.gather([(0, k)]).clip[0], clip, atol=0.51 / 255, rtol=0)
-
-
-def test_of_another_episode_or_camera_nothing_is_remembered(tmp_path: Path) -> None:
-    _, frames, robots = episode()
-    built, last = spec(REMEMBERED), len(frames) - 1
-    save_policy(built.build(), built, tmp_path)
-    policy, _ = load_policy(tmp_path)
-    assert policy.hand == REMEMBERED
-    fresh = seen_by(policy, frames, robots, range(last, last + 1))[0]
-    policy.reset()
-    whole = seen_by(policy, frames, robots, range(last + 1))[-1]
-    assert not torch.equal(whole, fresh)
-    turned = replace(robots, camera=Camera.stack([state(140.0).camera[0]] * len(frames)))
-    assert torch.equal(
-        seen_by(policy, frames, turned, range(last, last + 1))[0],
-        REMEMBERED.hidden(frames[last:], rows(turned, slice(last, last + 1)))[0],
-    )
-    assert torch.equal(seen_by(policy, frames, robots, range(last, last + 1))[0], whole)  # which still stands where it stood
-    policy.reset()
-    assert torch.equal(seen_by(policy, frames, robots, range(last, last + 1))[0], fresh)

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from backbones import build_backbone
 from finetune import robot
 from para_video.agent import VideoPolicy
-from para_video.batches import Augmentation, without_hand
+from para_video.batches import Augmentation
 from para_video.checkpoint import WEIGHTS_FILE, PolicySpec, initialise, load_policy, read_weights
 from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, record_demos
-from para_video.hand import REMEMBERED_HAND, Hand
+from para_video.hand import Hand
 from para_video.motion import MotionVideos
 from para_video.prediction import VideoPredictor
 from para_video.readout import ReadoutSpec
@@ -439,26 +439,8 @@ def test_every_policy_is_told_the_state_as_roughly_and_shown_as_much_of_the_hand
         demos = record_demos(env, Plan(1)).demos
     head = robot.policy_spec(policy, config, demos).build().head
     assert (head if policy == "para" else head.code).state_noise == 0.25
-    ways = [replace(config, **way) for way in ({}, {"hide_hand": True}, {"hide_hand": True, "remember": True})]
-    built = [robot.policy_spec(policy, way, demos).build() for way in ways]
-    assert [each.hand for each in built] == [None, Hand(), REMEMBERED_HAND]
-    assert {each.clip_shape for each in built} == {(1, 64, 64)}
-
-
-def test_policies_that_remember_what_is_behind_the_hand_are_trained_on_frames_without_it(tmp_path):
-    config = robot.RobotConfig(task="reach-v3", size=64, hide_hand=True, remember=True, train="all")
-    with config.env() as env:
-        demos = record_demos(env, Plan(1)).demos
-    spec = robot.policy_spec("para", config, demos)
-    batches, _ = robot.training_batches(config, spec.build(), demos, spec, tmp_path)
-    shown = batches(0, 0, 1).demos[0].frames
-    assert np.array_equal(shown, without_hand(demos[0], REMEMBERED_HAND, 6).frames)
-    assert not np.array_equal(shown, demos[0].frames)
-
-
-def test_demonstrations_linger_for_so_many_steps_more_than_they_do_anyway():
-    plan = robot.RobotConfig(demos=3, spread_over=9, noise=0.3, scatter=5, linger=8).plan
-    assert plan == Plan(3, spread_over=9, noise=0.3, scatter=5, tail=Plan.tail + 8)
+    built = [robot.policy_spec(policy, replace(config, hide_hand=hide), demos).build() for hide in (False, True)]
+    assert [each.hand for each in built] == [None, Hand()] and {each.clip_shape for each in built} == {(1, 64, 64)}
 
 
 def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns_clips_by_less():
@@ -488,13 +470,12 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"state_noise": -1.0, "linger": -1}, r"must not be negative: {'linger': -1, 'state_noise': -1.0}"),
+        ({"state_noise": -1.0}, "must not be negative, got 0.0, 0 and -1.0"),
         ({"hide_hand": True, "train": "joint"}, "hide_hand is not for a backbone that learns to predict frames"),
         ({"hide_hand": True, "context": 2}, "hide_hand needs context 1, got 2"),
-        ({"remember": True}, "remember is of what is behind a hidden hand: add --hide-hand"),
         ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
         ({"seed": -1}, "seed not negative"),
-        ({"demo_folder": Path("set"), "noise": 0.3, "linger": 9}, "noise, linger are of recording"),
+        ({"demo_folder": Path("set"), "noise": 0.3, "scatter": 25}, "noise, scatter are of recording"),
     ],
 )
 def test_robot_names_what_is_wrong_with_its_options(options, message):
