@@ -62,6 +62,10 @@ class Config:
     results: Path = ROOT / "results" / "oracle.json"
     page: Path = ROOT / "docs" / "oracle.md"
 
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks must name at least one; leave them out for all")
+
 
 def main(config: Config) -> dict[str, Any]:
     """Measure what is missing, write as it goes, and return what is known of all tasks that were measured alike, by task."""

@@ -213,10 +213,8 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if not 0.1 <= self.zoom <= 10:
             raise ValueError(f"zoom must lie in [0.1, 10], got {self.zoom}; 1 leaves the camera as it is")
-        if min(self.noise, self.scatter, self.state_noise) < 0:
-            raise ValueError(
-                f"noise, scatter and state_noise must not be negative, got {self.noise}, {self.scatter} and {self.state_noise}"
-            )
+        if low := {n: getattr(self, n) for n in ("noise", "scatter", "state_noise") if getattr(self, n) < 0}:
+            raise ValueError(f"these must not be negative: {low}")
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
         if self.hide_hand and (self.train == "joint" or self.video_steps):

@@ -470,7 +470,7 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"policies": "para,act,para"}, "names one twice"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"state_noise": -1.0}, "must not be negative, got 0.0, 0 and -1.0"),
+        ({"scatter": -1, "state_noise": -1.0}, r"must not be negative: {'scatter': -1, 'state_noise': -1.0}"),
         ({"hide_hand": True, "train": "joint"}, "hide_hand is not for a backbone that learns to predict frames"),
         ({"hide_hand": True, "context": 2}, "hide_hand needs context 1, got 2"),
         ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
