@@ -165,6 +165,11 @@ def fingerprint(backbone: VideoBackbone) -> str | None:
     return hashlib.sha256(json.dumps(sorted(backbone.origin.items())).encode()).hexdigest()
 
 
+def _maps(backbone: VideoBackbone) -> dict[str, float]:
+    """Of what kind the maps are that a head reads."""
+    return {name: getattr(backbone.spec, name) for name in ("channels", "stride", "span", "predicts")}
+
+
 def _text(backbone: VideoBackbone) -> dict[str, list[float]]:
     """Numbers from all over each thing that its text encoders tell it.
 
@@ -217,7 +222,7 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
     write_atomically(folder / WEIGHTS_FILE, save_tensors(_own_weights(policy.backbone, policy.state_dict())))
     config = {
         "format": FORMAT, "policy": _plain(spec), "frozen": policy.frozen, "origin": fingerprint(policy.backbone),
-        "told": _text(policy.backbone), "notes": dict(notes or {}),
+        "maps": _maps(policy.backbone), "told": _text(policy.backbone), "notes": dict(notes or {}),
     }  # fmt: skip
     write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
@@ -233,19 +238,24 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder is no checkpoint, or the backbone's source is not there.
-        ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, or a source whose weights or
-            text encoders are not those that the policy was trained on.
+        ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, a source whose weights or text
+            encoders are not those that the policy was trained on, or a backbone that gives maps of another kind.
     """
     folder = Path(folder)
-    spec, origin, text, frozen = _read_config(folder)
+    spec, kept = _read_config(folder)
     weights = read_weights(folder)
-    policy = spec.build(trusted=trusted, frozen=frozen, backbone=backbone)
-    if (found := fingerprint(policy.backbone)) != origin:
+    policy = spec.build(trusted=trusted, frozen=kept["frozen"], backbone=backbone)
+    if (found := fingerprint(policy.backbone)) != kept["origin"]:
         raise ValueError(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
-            f"{str(origin)[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
+            f"{str(kept['origin'])[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
         )
-    if text is not None and not _same_text(text, _text(policy.backbone)):
+    if kept["maps"] not in (None, now := _maps(policy.backbone)):
+        raise ValueError(
+            f"{folder} was trained on other maps ({kept['maps']}) than {spec.backbone} gives now ({now}): train it again, or load "
+            "it with the version of then"
+        )
+    if kept["told"] is not None and not _same_text(kept["told"], _text(policy.backbone)):
         raise ValueError(
             f"{folder} was trained with another text encoder than {spec.backbone_options.get('source')!r} has now: build that one, "
             "as with revision=, and pass it as `backbone`"
@@ -299,9 +309,9 @@ def _load_all(
     module.load_state_dict(weights, strict=False)
 
 
-def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[float]] | None, bool]:
-    """What a policy is built from, the fingerprint of its backbone's source, what its text encoders said (None where an older
-    version did not keep it as this one does), and whether the backbone was frozen."""
+def _read_config(folder: Path) -> tuple[PolicySpec, dict[str, Any]]:
+    """What a policy is built from; whether its backbone was "frozen", the fingerprint of the source as "origin", and of what kind
+    "maps" were and what text encoders "told", or None for these two where an older version did not keep them."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
@@ -309,14 +319,16 @@ def _read_config(folder: Path) -> tuple[PolicySpec, str | None, dict[str, list[f
         config = json.loads(path.read_text())
         newer = config["format"] > FORMAT
         spec = None if newer else _rich(config["policy"])
-        text, frozen = config.get("told"), config.get("frozen", False)
+        kept = {"frozen": False, "origin": None, "maps": None, "told": None}
+        kept |= {name: config[name] for name in kept if name in config}
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if newer:
         raise ValueError(f"{path} has format {config['format']}, this version reads up to {FORMAT}; update para_video")
-    if not (isinstance(spec, PolicySpec) and isinstance(frozen, bool) and isinstance(text, dict | None)):
+    kinds = {"frozen": bool, "origin": str | None, "maps": dict | None, "told": dict | None}
+    if not (isinstance(spec, PolicySpec) and all(isinstance(kept[name], kind) for name, kind in kinds.items())):
         raise ValueError(f"{path} describes no policy")
-    return spec, config.get("origin"), text, frozen
+    return spec, kept
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -110,6 +110,7 @@ def test_truncated_files_are_named(tmp_path, name):
         (("policy", "schedule"), None),
         (("frozen",), "yes"),
         (("told",), [1]),
+        (("maps",), [1]),
     ],
 )
 def test_configs_of_no_policy_are_refused(tmp_path, place, value):
@@ -222,6 +223,19 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_policy(tmp_path / "policy")
+
+
+def test_maps_of_another_kind_are_noticed(tmp_path):
+    save_policy(spec().build(), spec(), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config["maps"] == {"channels": 32, "stride": 4, "span": 3, "predicts": True}
+    path.write_text(json.dumps(config | {"maps": config["maps"] | {"span": 1}}))
+    with pytest.raises(ValueError, match="trained on other maps .*'span': 1.* than backbones.mini:MiniVideo gives now .*'span': 3"):
+        load_policy(tmp_path)
+    del config["maps"]  # as it was before they were kept
+    path.write_text(json.dumps(config))
+    load_policy(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cogvideox-2b", "hunyuan-i2v", "hunyuan-1.5"])
