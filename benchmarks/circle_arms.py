@@ -26,7 +26,7 @@ from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
-from para_video.rows import Row, Rows
+from para_video.rows import Row, Rows, check_page
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "shipped head": "both"}
@@ -68,6 +68,7 @@ class Config:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.arms) - set(ARMS)):
             raise ValueError(f"unknown arms {unknown}; choose from {', '.join(ARMS)}")
+        check_page(self)
 
 
 def main(config: Config) -> list[Row]:
@@ -94,10 +95,11 @@ def main(config: Config) -> list[Row]:
 def write(config: Config, rows: Rows) -> None:
     """The table and the picture."""
     found = rows.find()
+    arms = [arm for arm in ARMS if rows.find(arm=arm)]
     tasks, policies = (list(dict.fromkeys(row[name] for row in found)) for name in ("task", "policy"))
     views = list(found[0]["succeeded"])
     table = []
-    for policy, arm in itertools.product(policies, config.arms):
+    for policy, arm in itertools.product(policies, arms):
         cells = [cell(rows.find(policy=policy, arm=arm, task=task), view) for task in tasks for view in views]
         if any(cells):
             table.append([policy, arm, *cells, *(told_gain(rows, policy, arm, view) for view in views)])
@@ -115,7 +117,7 @@ def write(config: Config, rows: Rows) -> None:
     common = sorted(set.intersection(*measured.values())) or tasks  # means over other tasks would not compare
     title = f"{', '.join(task.removesuffix('-v3') for task in common)}, training camera's view"
     shown = [row for row in found if row["task"] in common]
-    draw_arms(config.page.with_name("circle_arms.png"), shown, list(config.arms), policies, title)
+    draw_arms(config.page.with_name("circle_arms.png"), shown, arms, policies, title)
 
 
 def told_gain(rows: Rows, policy: str, arm: str, view: str) -> str:

@@ -23,7 +23,7 @@ from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
-from para_video.rows import Row, Rows
+from para_video.rows import Row, Rows, check_page
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, README = ROOT / "results" / "freeze.json", ROOT / "docs" / "freeze.md", ROOT / "README.md"
@@ -62,8 +62,7 @@ class Config:
     page: Path = PAGE
 
     def __post_init__(self) -> None:
-        if self.page == PAGE and self.results != RESULTS:
-            raise ValueError(f"{PAGE.name} and the README show {RESULTS.name}: pass a --page for what is in {self.results}")
+        check_page(self)
 
 
 @dataclass(frozen=True)

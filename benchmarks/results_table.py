@@ -185,7 +185,7 @@ def video_table(summary: dict[str, Any]) -> str:
         names = ["loss on unseen clips", *(f"{n} seen" for n in losses["after"])]
         lines = [[f"{when} training", *(f"{value:.4f}" for value in found.values())] for when, found in losses.items()]
         return _titled(summary["command"], f"{trained(summary)}.", names, lines)
-    lines, shown = [], ("1", "3", "6")
+    lines, shown = [], [k for k in ("1", "3", "6") if k in next(iter(figures.values()))["changing_pixels"]]
     names = [f"{n} seen, +{k}" for n in figures for k in shown]
     told = {"copy": "last frame repeated", "sample": "one draw", "mean": "mean of {samples} draws", "expected": "one-step answer"}
     told["guided"] = "one draw, guided by {guidance:g}"

@@ -21,7 +21,7 @@ import tyro
 
 from backbones.compare import CompareConfig, draw_sweep, sweep
 from para_video.figures import write_table
-from para_video.rows import Row, Rows
+from para_video.rows import Row, Rows, check_page
 
 ROOT = Path(__file__).parent.parent
 HEADING = """# Where features are read
@@ -59,6 +59,9 @@ class Config:
     out: Path = Path("runs/taps")
     results: Path = ROOT / "results" / "taps.json"
     page: Path = ROOT / "docs" / "taps.md"
+
+    def __post_init__(self) -> None:
+        check_page(self)
 
 
 def main(config: Config) -> list[Row]:

@@ -207,13 +207,19 @@ class RobotConfig:
                 f"steps and batch_size must be at least 1, seed not negative; got {self.steps}, {self.batch_size} and {self.seed}"
             )
         for name in ("learning_rate", "backbone_learning_rate"):
-            if (rate := getattr(self, name)) is not None and rate <= 0:
+            if (rate := getattr(self, name)) is not None and not 0 < rate < math.inf:
                 raise ValueError(f"{name} must be positive, got {rate}; leave it out for the default")
         if self.video_steps < 0 or self.copies < 1:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
+        if min(self.context, self.size) < 1:
+            raise ValueError(f"context and size must be at least 1, got {self.context} and {self.size}")
+        if self.copies != type(self).copies and self.train != "heads":
+            raise ValueError("copies are of features that are kept: leave them out, or add --train heads")
+        if self.init_part != "both" and self.init is not None and self.init.lower() == "none":
+            raise ValueError("init_part is a part of --init, which is none: leave one out")
         if not 0.1 <= self.zoom <= 10:
             raise ValueError(f"zoom must lie in [0.1, 10], got {self.zoom}; 1 leaves the camera as it is")
-        if low := {n: getattr(self, n) for n in ("noise", "scatter", "state_noise") if getattr(self, n) < 0}:
+        if low := {n: getattr(self, n) for n in ("noise", "scatter", "spread_over", "state_noise") if getattr(self, n) < 0}:
             raise ValueError(f"these must not be negative: {low}")
         if not 0 <= self.repaint <= 1:
             raise ValueError(f"repaint must lie in [0, 1], got {self.repaint}")
@@ -640,6 +646,7 @@ def film(
 def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: RobotConfig, out: Path, horizon: int) -> None:
     """Videos, bar chart and report."""
     media: list[tuple[str, str, Path]] = []
+    view, first = next(iter(config.views.items()))
     success_bars(
         out / "success.png", {name: p["cells"] for name, p in summary["policies"].items()}, references=summary["oracle"],
         title=f"{config.task}, {config.demos} demonstrations",
@@ -647,14 +654,13 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
     media.append(("Success", "Share of episodes that succeed, with Wilson 95 % intervals.", out / "success.png"))
     if "para" in trained:
         seed = _telling_seed(summary["policies"], "para", None)
-        shown = film("para", trained["para"], config, seed, horizon)
+        shown = film("para", trained["para"], config, seed, horizon, first)
         write_video(out / "heatmaps.mp4", shown.overlaid(), fps=12)
         write_picture(out / "heatmaps.png", heatmap_sheet(shown))
         media.append(("Where next?", f"PARA's heatmaps and targets in episode {seed}.", out / "heatmaps.mp4"))
         for other in [name for name in trained if name != "para"][:1]:
             seed = _telling_seed(summary["policies"], "para", other)
-            view, shift = next(iter(config.views.items()))
-            pair = [film(name, trained[name], config, seed, horizon, shift) for name in ("para", other)]
+            pair = [film(name, trained[name], config, seed, horizon, first) for name in ("para", other)]
             clips, won = [each.overlaid() for each in pair], [each.episode.succeeded for each in pair]
             write_video(out / "side_by_side.mp4", side_by_side(clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."
@@ -713,7 +719,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
     per_process(config.batch_size, accelerator.num_processes)
     first: VideoBackbone | None = first_backbone(config, accelerator)
     check_head(config, first.spec.channels)
-    same_source(out, first, config.starts, accelerator)
+    same_source(out, first, config.starts, accelerator, config.demo_folder)
     if config.train != "heads" or "source" not in config.options:
         first = None  # each policy has its own
     with accelerator.main_process_first():

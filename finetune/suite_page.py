@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.suite import REFERENCES, Experiment
+from finetune.suite import REFERENCES, Experiment, Grid
 from para_video.figures import display_name, markdown_table
 from para_video.rows import Row
 from para_video.runs import precision_in
@@ -120,9 +120,8 @@ def fewer(found: Outcomes, most: Outcomes) -> str:
     if not found or found.keys() >= most.keys():
         return ""
     (tasks, seeds), (all_tasks, all_seeds) = (map(set, zip(*each, strict=True)) for each in (found, most))
-    parts = [_counted(len(tasks), "task")] * (tasks != all_tasks)
-    parts += [_counted(len(seeds), "seed")] * (seeds != all_seeds or not parts)
-    return f", {', '.join(parts)}"
+    parts = [_counted(len(tasks), "task")] * (tasks != all_tasks) + [_counted(len(seeds), "seed")] * (seeds != all_seeds)
+    return f", {', '.join(parts) or f'{len(found)} of {len(most)} trainings'}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -292,8 +291,8 @@ def outdated_note(rows: Sequence[Row]) -> str:
     return f"*Measured in an earlier way, or from demonstrations of earlier experts: {'; '.join(told)}.*" if told else ""
 
 
-def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The line that says what made an experiment's rows."""
+def made_by(settings: Mapping[str, Any], rows: Sequence[Row], grids: Sequence[Grid]) -> str:
+    """The line that says what made an experiment's rows, which are those of its grids."""
     trained = [row for row in rows if row["policy"] not in REFERENCES]
     once = {(row["arm"], row["task"], row["demos"], row["seed"], row["policy"]): row["seconds"] for row in trained}
     seeds = sorted({row["seed"] for row in trained})
@@ -301,8 +300,10 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row]) -> str:
     training = sum(once.values()) / 3600
     acting = sum(row["act_seconds"] * len(row["succeeded"]) for row in trained) / 3600
     executed = sorted({row["schedule"]["executed"] for row in trained})
+    starts = dict.fromkeys(grid.options.get("init", settings["init"]) for grid in grids)
+    told = " or ".join("as it ships" if start is None else "fresh" if start == "none" else str(start) for start in starts)
     return (
-        f"`{settings['command']}`: backbone {settings['backbone']}, start {settings['init'] or 'as it ships'}, "
+        f"`{settings['command']}`: backbone {settings['backbone']}, start {told}, "
         f"{', '.join(f'{steps} steps of {clips} clips' for steps, clips in amounts)}, training seeds {', '.join(map(str, seeds))}, "
         f"{' or '.join(map(str, executed))} targets of a decision carried out; "
         f"{len(once)} policies, which took {training:.1f} hours of a worker to train and {acting:.1f} to let them act; "

@@ -16,7 +16,7 @@ from para_video.agent import VideoPolicy
 from para_video.checkpoint import checkpoint_digest, load_policy
 from para_video.demos import EVALUATION_SEED
 from para_video.policy import DEFAULT_SCHEDULE
-from para_video.rows import Row, Rows
+from para_video.rows import Row, Rows, check_page
 from para_video.runs import SETTINGS_FILE
 from para_video.sims.metaworld import episode_steps
 
@@ -37,6 +37,9 @@ class MeasureConfig:
     """Of the episodes."""
     trust: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A package of your own (again for more of them) that the policies' backbones are of; their code is run."""
+
+    def __post_init__(self) -> None:
+        check_page(self)
 
     @property
     def seeds(self) -> range:

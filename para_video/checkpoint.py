@@ -234,12 +234,13 @@ def load_policy(
 
     Args:
         trusted: packages of your own that the policy's backbone or head may be of, such as ("mypackage",).
-        backbone: as of `PolicySpec.build`; for a source that has moved, or that several policies share.
+        backbone: as of `PolicySpec.build`; for a source that has moved, or one for several policies that left theirs frozen.
 
     Raises:
         FileNotFoundError: the folder is no checkpoint, or the backbone's source is not there.
         ValueError: a damaged or newer file, weights of another shape, code outside `trusted`, a source whose weights or text
-            encoders are not those that the policy was trained on, or a backbone that gives maps of another kind.
+            encoders are not those that the policy was trained on, a backbone that gives maps of another kind, or one that holds
+            what another policy learnt.
     """
     folder = Path(folder)
     spec, kept = _read_config(folder)
@@ -260,9 +261,22 @@ def load_policy(
             f"{folder} was trained with another text encoder than {spec.backbone_options.get('source')!r} has now: build that one, "
             "as with revision=, and pass it as `backbone`"
         )
+    if backbone is not None and (taken := _learnt_elsewhere(backbone, weights)):
+        raise ValueError(
+            f"the backbone that was passed for {folder} holds what another policy learnt, in {taken[:4]}: build one for each "
+            "policy that did not leave it frozen"
+        )
     given = {f"backbone.{name}" for name in policy.backbone.origin or {}}
     _load_all(policy, weights, folder, "its config; save the policy again", given)
     return policy.eval(), spec
+
+
+def _learnt_elsewhere(backbone: VideoBackbone, weights: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of a backbone that are neither as its source gives them nor, under "backbone.", among the weights of a checkpoint."""
+    now = weight_digests(backbone)
+    changed = [name for name, digest in (backbone.origin or {}).items() if now[name] != digest]
+    stored = {name: weights.get(f"backbone.{name}") for name in changed}
+    return [name for name, value in stored.items() if value is None or _digest(value) != now[name]]
 
 
 def save_backbone(backbone: VideoBackbone, target: str, options: Mapping[str, Any], folder: Path, notes: Mapping[str, Any]) -> None:
@@ -317,14 +331,16 @@ def _read_config(folder: Path) -> tuple[PolicySpec, dict[str, Any]]:
         raise FileNotFoundError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}; pass a folder that save_policy wrote")
     try:
         config = json.loads(path.read_text())
-        newer = config["format"] > FORMAT
-        spec = None if newer else _rich(config["policy"])
+        newer, alone = config["format"] > FORMAT, "backbone" in config and "policy" not in config
+        spec = None if newer or alone else _rich(config["policy"])
         kept = {"frozen": False, "origin": None, "maps": None, "told": None}
         kept |= {name: config[name] for name in kept if name in config}
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if newer:
         raise ValueError(f"{path} has format {config['format']}, this version reads up to {FORMAT}; update para_video")
+    if alone:
+        raise ValueError(f"{folder} holds a backbone alone, no policy: pass it to start one from, as with --init")
     kinds = {"frozen": bool, "origin": str | None, "maps": dict | None, "told": dict | None}
     if not (isinstance(spec, PolicySpec) and all(isinstance(kept[name], kind) for name, kind in kinds.items())):
         raise ValueError(f"{path} describes no policy")

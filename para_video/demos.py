@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -317,7 +318,7 @@ def save_demos(demos: DemoSet, folder: str | Path) -> None:
             _check(demo, f"demonstration {index}", "mend it, or leave it out")
             content = save_tensors(_arrays(demo))
             (partial / name).write_bytes(content)
-            entries.append({"file": name, "task": demo.task, "seed": demo.seed, "sha256": hashlib.sha256(content).hexdigest()})
+            entries.append({"file": name, "task": demo.task, "seed": int(demo.seed), "sha256": hashlib.sha256(content).hexdigest()})
         summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
         (partial / "demos.json").write_text(json.dumps(summary, indent=1))
 
@@ -330,20 +331,33 @@ def load_demos(folder: str | Path) -> DemoSet:
         ValueError: a file is damaged or from another version, or a demo is inconsistent.
     """
     folder = Path(folder)
-    index = folder / "demos.json"
-    if not index.is_file():
-        raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
+    index = _index(folder)
     try:
         summary = json.loads(index.read_text())
         readable = summary["format"] == FORMAT
         entries = summary["demos"] if readable else []
         files = [(folder / entry["file"], entry["task"], entry["seed"], entry.get("sha256")) for entry in entries]
-        discarded, settings = summary["discarded"], summary["settings"]
+        discarded, settings = tuple(summary["discarded"]), dict(summary["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is damaged ({error!r}); {_REMEDY}") from error
     if not readable:
         raise ValueError(f"{index} has format {summary['format']}, this version reads {FORMAT}; {_REMEDY}")
-    return DemoSet(tuple(_load_demo(*file) for file in files), tuple(discarded), settings)
+    return DemoSet(tuple(_load_demo(*file) for file in files), discarded, settings)
+
+
+def demos_digest(folder: Path) -> str:
+    """12 hexadecimal digits of a demo set: others for other demonstrations.
+
+    Raises:
+        FileNotFoundError: no demo set there.
+    """
+    return hashlib.sha256(_index(folder).read_bytes()).hexdigest()[:12]  # which holds the digests of all files
+
+
+def _index(folder: Path) -> Path:
+    if not (index := folder / "demos.json").is_file():
+        raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
+    return index
 
 
 def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> DemoSet:
@@ -394,7 +408,7 @@ def _check(demo: Demo, what: str | Path, remedy: str = _REMEDY) -> None:
         raise ValueError(f"{what}: its camera has a lens distortion; undistort the frames and give an ideal pinhole camera")
     if demo.camera.batch_shape:
         raise ValueError(f"{what}: its camera has batch shape {tuple(demo.camera.batch_shape)}, wanted one camera; {remedy}")
-    if not isinstance(demo.seed, int):
+    if not isinstance(demo.seed, Integral):
         raise ValueError(f"{what}: seed {demo.seed!r} is no integer; {remedy}")
     steps = len(demo) if demo.positions.ndim else 0
     for name, row in _ROWS.items():

@@ -35,8 +35,15 @@ from para_video.precision import autocast, precision_of
 from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
-MAKERS = tuple(f"para_video.{name}" for name in ("features", "layers", "batches", "hand", "repaint"))
+MAKERS = tuple(
+    f"para_video.{name}"
+    for name in (
+        "features", "layers", "agent", "batches", "camera", "demos", "drawing", "hand", "heatmap", "policy", "readout", "repaint",
+    )
+)  # fmt: skip
 """Modules whose code makes features, or the clips and labels beside them."""
+COMPUTING = ("torch", "diffusers", "transformers", "numpy", "scipy", "scikit-image")
+"""Packages that make them too."""
 COST_FILE = "cost.json"
 """In a cache: the seconds that it took."""
 T = TypeVar("T")
@@ -78,7 +85,7 @@ def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size
     spec = asdict(policy.backbone.spec)
     del spec["generative"]  # whether there is a loss says nothing of features: an offloaded model has the same ones, and none
     told = {
-        "format": FORMAT, "torch": torch.__version__, "diffusers": version("diffusers"), "transformers": version("transformers"),
+        "format": FORMAT, "versions": {name: version(name) for name in COMPUTING},
         "backbone": [kind.__module__, kind.__qualname__],
         "code": {name: _source(name) for name in (*(each.__module__ for each in kind.__mro__), *MAKERS)},
         "spec": spec, "times": policy.times, "copies": copies, "seed": batches.seed,

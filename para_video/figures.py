@@ -589,6 +589,8 @@ def _results(summary: Mapping[str, Any]) -> str:
     views = list(dict.fromkeys(view for policy in policies.values() for view in policy["cells"]))
     if not views:
         return ""
+    if oracle and "same" not in views:
+        views.append("same")  # where references are measured
     cost = list(dict.fromkeys(key for policy in policies.values() for key in policy if key != "cells"))
     rows = []
     for name, policy in policies.items():
@@ -596,7 +598,7 @@ def _results(summary: Mapping[str, Any]) -> str:
         rows.append([display_name(name), *cells, *(_cost(policy.get(key)) for key in cost)])
     for name, reference in oracle.items():
         if reference is not None:
-            rows.append([display_name(name), _cell(reference), *[""] * (len(views) + len(cost) - 1)])
+            rows.append([display_name(name), *(_cell(reference) if view == "same" else "" for view in views), *[""] * len(cost)])
     table = _table(["", *map(display_name, [*views, *cost])], rows, faint=len(policies))
     return (
         f"<h2>Closed-loop success</h2>{table}<p class='note'>Successes out of episodes, with Wilson 95 % intervals. "

@@ -139,10 +139,10 @@ def rollout(
         observation = _with_history(list(seen), context)
         begin = time.perf_counter()
         actions = policy.act(observation)
+        targets, gripper = _executed(actions, schedule)  # which waits for a device that is not done yet
         act_ms.append(1e3 * (time.perf_counter() - begin))
         if on_decision is not None:
             on_decision(observation, actions)
-        targets, gripper = _executed(actions, schedule)
         for segment in range(len(targets)):
             if segment > 0 and len(targets) - segment < context:  # the next decision's clip reaches back to here
                 seen.append(env.observe())

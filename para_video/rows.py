@@ -65,3 +65,14 @@ class Rows:
 def _rank(value: Any) -> tuple[bool, Any]:
     """For sorting: None, which a key may hold, comes last."""
     return (True, 0) if value is None else (False, value)
+
+
+def check_page(config: Any) -> None:
+    """Raise ValueError where a page that shows the rows of one file would show those of another.
+
+    Args:
+        config: a dataclass with `results`, the file, and `page`, whose defaults belong together.
+    """
+    usual = type(config)
+    if config.page == usual.page and config.results != usual.results:
+        raise ValueError(f"{config.page.name} shows {usual.results.name}: pass a --page for what is in {config.results}")

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from para_video.agent import horizon_of
 from para_video.checkpoint import checkpoint_digest, fingerprint
+from para_video.demos import demos_digest
 from para_video.features import VideoBackbone
 from para_video.precision import autocast, precision_of
 from para_video.training import write_atomically
@@ -30,7 +31,7 @@ RUNS = Path("runs")
 RESUME = "COMMAND --resume --out FOLDER"
 """How a user goes on after an interrupt of a script with an `output_folder`."""
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
-SOURCE, STARTS = "source_weights", "start_weights"
+SOURCE, STARTS, DEMO_SET = "source_weights", "start_weights", "demo_set"
 """There: the fingerprint of the weights that the backbone has from its source, and the digests of those that are loaded on top."""
 FREE, NOT_KEPT = "may_change", ("out", "resume")
 """There: the options that a resumed run may change, as it began with them; and those that are not there."""
@@ -192,7 +193,7 @@ def same_settings(folder: Path, config: Any, *, free: Collection[str], accelerat
     now = {**plain, "processes": accelerator.num_processes}
     content = _settings(folder) if path.is_file() else {}
     if content:
-        before = {name: value for name, value in content.items() if name not in (SOURCE, STARTS, FREE)}
+        before = {name: value for name, value in content.items() if name not in (SOURCE, STARTS, DEMO_SET, FREE)}
         known = {name: value for name, value in now.items() if name in before or value}  # options that came later may be off
         differ = [f"{k} was {before.get(k)} and is {now.get(k)}" for k in sorted(before | known) if before.get(k) != now.get(k)]
         if differ:
@@ -231,20 +232,27 @@ def check_processes(options: Mapping[str, Any], processes: int) -> None:
         )
 
 
-def same_source(folder: Path, backbone: VideoBackbone, starts: Sequence[Path], accelerator: Accelerator) -> None:
-    """Keep beside a run's settings which weights its backbone has from its source, and those in the folders `starts` on top, and
-    refuse to go on there with others. A run that began before they were kept goes on with those that are there now; of a source's
-    the user is told.
+def same_source(
+    folder: Path, backbone: VideoBackbone, starts: Sequence[Path], accelerator: Accelerator, demo_set: Path | None = None
+) -> None:
+    """Keep beside a run's settings which weights its backbone has from its source, those in the folders `starts` on top, and which
+    demonstrations a folder holds, and refuse to go on there with others. A run that began before they were kept goes on with those
+    that are there now; of a source's the user is told.
 
     Raises:
-        ValueError: they are not those that the run began with.
+        ValueError: they are not those that the run began with. FileNotFoundError: no demonstrations in that folder.
     """
     path, now = folder / SETTINGS_FILE, fingerprint(backbone)
     settings = json.loads(path.read_text())
     digests = {str(start): checkpoint_digest(start) for start in starts}
     begun = settings.setdefault(STARTS, digests)
-    if changed := sorted(name for name, digest in begun.items() if digests.get(name, digest) != digest):
+    if list(begun.values()) != list(digests.values()):  # by their order, since a folder may have moved
+        changed = sorted(name for name, digest in digests.items() if digest not in begun.values()) or sorted(digests)
         raise ValueError(f"{folder} holds a run that began with other weights than {changed} hold now: use another --out")
+    if demo_set is not None:
+        digest = demos_digest(demo_set)
+        if settings.setdefault(DEMO_SET, digest) != digest:
+            raise ValueError(f"{folder} holds a run that began with other demonstrations than {demo_set} holds: use another --out")
     if now is not None and SOURCE not in settings and not _free(folder) and accelerator.is_main_process:
         text = f"{path} does not say on which weights this run began: it goes on with those that the backbone's source has now"
         Console(stderr=True, soft_wrap=True).print(text, style="yellow", markup=False)

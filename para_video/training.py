@@ -71,11 +71,12 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         counted = min(self.steps, self.save_every) >= 1 and self.workers >= 0
-        if not counted or not 0 <= self.ema < 1 or not 0 <= self.balance < 1 or not 0 < self.learning_rate < math.inf:
+        rates = (self.learning_rate, self.learning_rate if self.backbone_learning_rate is None else self.backbone_learning_rate)
+        sound = all(0 < rate < math.inf for rate in rates) and 0 <= self.weight_decay < math.inf and self.clip_norm > 0
+        if not (counted and sound and 0 <= self.ema < 1 and 0 <= self.balance < 1):
             raise ValueError(
-                f"steps and save_every must be >= 1, workers >= 0, learning_rate > 0, ema and balance in [0, 1); got steps "
-                f"{self.steps}, save_every {self.save_every}, workers {self.workers}, learning_rate {self.learning_rate}, ema "
-                f"{self.ema}, balance {self.balance}"
+                "steps and save_every must be >= 1, workers and weight_decay >= 0, learning rates and clip_norm > 0, ema and "
+                f"balance in [0, 1); got {self}"
             )
 
 
@@ -276,7 +277,10 @@ def make_optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Op
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    rates = {True: config.backbone_learning_rate or config.learning_rate, False: config.learning_rate}
+    rates = {
+        True: config.learning_rate if config.backbone_learning_rate is None else config.backbone_learning_rate,
+        False: config.learning_rate,
+    }
     by_kind: dict[bool, list[dict[str, Any]]] = {}
     for (backbone, matrices), members in sorted(groups.items()):
         decay = config.weight_decay if matrices else 0.0

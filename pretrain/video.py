@@ -139,6 +139,12 @@ class VideoConfig:
             raise ValueError(f"guidance must be at least 1, which is none; got {self.guidance}")
         if not (0 <= self.synthetic <= 1 and 0 <= self.drop < 1):
             raise ValueError(f"synthetic must lie in [0, 1] and drop in [0, 1), got {self.synthetic} and {self.drop}")
+        ours = {"videos": ("episodes", "probe_steps"), "procedural": ("synthetic",)}
+        idle = [name for option, names in ours.items() if getattr(self, option) for name in names]
+        idle += ["stride"] if self.videos is None else []
+        if idle := [name for name in idle if getattr(self, name) != getattr(type(self), name)]:
+            given = [f"--{option}" for option in ours if getattr(self, option)] or ["no --videos"]
+            raise ValueError(f"{', '.join(idle)} would change nothing with {' and '.join(given)}: leave out what does not belong")
         if self.videos is not None and self.procedural:
             raise ValueError("--procedural trains on no videos; leave out one of --procedural and --videos")
         self.options  # noqa: B018 - to parse them at once

@@ -225,6 +225,29 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
         load_policy(tmp_path / "policy")
 
 
+def test_a_backbone_that_learnt_is_not_passed_on_to_another_policy(tmp_path):
+    spec = loaded_spec("dinov2", saved("dinov2"), **TINY["dinov2"].options)
+    for name, frozen, further in (("frozen", True, 0), ("also frozen", True, 0), ("tuned", False, 0), ("tuned too", False, 0.1)):
+        policy = trained(spec, frozen)
+        with torch.no_grad():
+            for parameter in policy.backbone.parameters():
+                parameter += further
+        save_policy(policy, spec, tmp_path / name)
+    shared = build_backbone("dinov2", source=str(saved("dinov2")), **TINY["dinov2"].options)
+    for name in ("frozen", "also frozen", "tuned", "tuned"):
+        load_policy(tmp_path / name, backbone=shared)
+    for name in ("frozen", "tuned too"):
+        with pytest.raises(ValueError, match="holds what another policy learnt, in .* build one for each policy"):
+            load_policy(tmp_path / name, backbone=shared)
+
+
+def test_a_backbone_s_folder_is_no_policy_s(tmp_path):
+    backbone = spec().build().backbone
+    save_backbone(backbone, "backbones.mini:MiniVideo", {"width": 8, "channels": 8, "depth": 1}, tmp_path, {})
+    with pytest.raises(ValueError, match="holds a backbone alone, no policy: pass it to start one from"):
+        load_policy(tmp_path)
+
+
 def test_maps_of_another_kind_are_noticed(tmp_path):
     save_policy(spec().build(), spec(), tmp_path)
     path = tmp_path / "config.json"

@@ -235,7 +235,16 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "demos": [{}], "settings": {}, "discarded": []}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 1, "demos": [{}], "settings": {}, "discarded": []}',
+        '{"format": 1, "demos": [], "settings": {}, "discarded": null}',
+        '{"format": 1, "demos": [], "settings": null, "discarded": []}',
+    ],
 )
 def test_a_damaged_index_is_named(folder: Path, content: str) -> None:
     (folder / "demos.json").write_text(content)
@@ -307,6 +316,8 @@ def test_what_the_files_cannot_say_is_refused(three: DemoSet, folder: Path, tmp_
     for other, message in ((lens, "undistort the frames"), (three_of_it, "one camera")):
         with pytest.raises(ValueError, match=message):
             save_demos(DemoSet((replace(three.demos[0], camera=other),)), tmp_path / "other")
+    save_demos(DemoSet((replace(three.demos[0], seed=np.int64(3)),)), tmp_path / "numpy")
+    assert load_demos(tmp_path / "numpy").demos[0].seed == 3
     index = json.loads((folder / "demos.json").read_text())
     index["demos"][0]["seed"] = "7"
     (folder / "demos.json").write_text(json.dumps(index))

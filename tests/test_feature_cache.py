@@ -159,7 +159,7 @@ def test_a_key_tells_the_code_of_a_backbone(tmp_path, monkeypatch):
 def test_a_key_tells_the_code_that_a_backbone_is_built_on(monkeypatch):
     policy, batches, read = make_policy(), make_batches(), feature_cache._source
     keys = [cache_key(policy, batches, 1, 32)]
-    for changed in ("backbones.mini", "para_video.features", "para_video.layers", "para_video.repaint"):
+    for changed in ("backbones.mini", *feature_cache.MAKERS):
         monkeypatch.setattr(feature_cache, "_source", lambda name, changed=changed: "" if name == changed else read(name))
         keys.append(cache_key(policy, batches, 1, 32))
     assert len(set(keys)) == len(keys)

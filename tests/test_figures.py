@@ -333,6 +333,16 @@ def test_report_tells_the_results(report: Path) -> None:
         assert shown in words
 
 
+def test_a_report_tells_references_of_the_view_that_they_are_of(tmp_path: Path) -> None:
+    policies = {"para": {"cells": {"azimuth+18": cell(3)}, "seconds": 12.0}}
+    figures.write_report(tmp_path / "report.html", {"policies": policies, "oracle": {"expert": cell(50)}}, [], title="t")
+    words = " ".join(" ".join(Page(tmp_path / "report.html").words).split())
+    assert "azimuth +18° same view" in words
+    rows = (tmp_path / "report.html").read_text().split("<tr")
+    (row,) = [row for row in rows if "scripted expert" in row]
+    assert [bool(part.partition("</td>")[0]) for part in row.split("<td>")[1:]] == [False, True, False]
+
+
 def test_report_is_the_same_bytes_twice_and_refuses_media_it_cannot_show(report: Path, tmp_path: Path) -> None:
     picture = [("Picture", "", tmp_path / "picture.png")]
     for name in ("a.html", "b.html"):

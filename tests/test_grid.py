@@ -110,6 +110,6 @@ def test_the_freeze_ablation_is_told_as_its_rows_have_it(tmp_path, monkeypatch):
     rows = Rows(results, json.loads(results.read_text())["settings"], KEY)
     script["write"](script["Config"](page=page), rows)
     with pytest.raises(ValueError, match="pass a --page"):
-        script["Config"](results=results, page=page)
+        script["Config"](results=results)
     assert {name: (tmp_path / name).read_text() for name in pages} == pages
     assert page.with_name("freeze.png").stat().st_size > 0

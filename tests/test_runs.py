@@ -112,9 +112,29 @@ def test_a_run_does_not_go_on_from_another_start(tmp_path):
     for _ in range(2):
         same_source(tmp_path, backbone, [start], accelerator)
         same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
-    (start / WEIGHTS_FILE).write_bytes(b"second")
-    with pytest.raises(ValueError, match=r"began with other weights than \['.*circles'\] hold now"):
-        same_source(tmp_path, backbone, [start], accelerator)
+    moved = start.rename(tmp_path / "elsewhere")
+    same_source(tmp_path, backbone, [moved], accelerator)
+    (moved / WEIGHTS_FILE).write_bytes(b"second")
+    for other in (moved, moved.rename(start)):
+        with pytest.raises(ValueError, match=rf"began with other weights than \['.*{other.name}'\] hold now"):
+            other.mkdir(exist_ok=True)
+            (other / WEIGHTS_FILE).write_bytes(b"second")
+            same_source(tmp_path, backbone, [other], accelerator)
+
+
+def test_a_run_does_not_go_on_with_other_demonstrations(tmp_path):
+    accelerator, backbone, demos = make_accelerator("no"), MiniVideo(width=8, channels=8, depth=1), tmp_path / "demos"
+    same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+    with pytest.raises(FileNotFoundError, match="no demo set"):
+        same_source(tmp_path, backbone, [], accelerator, demos)
+    demos.mkdir()
+    (demos / "demos.json").write_text("{}")
+    for _ in range(2):
+        same_source(tmp_path, backbone, [], accelerator, demos)
+        same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
+    (demos / "demos.json").write_text('{"demos": []}')
+    with pytest.raises(ValueError, match="began with other demonstrations than .*demos holds"):
+        same_source(tmp_path, backbone, [], accelerator, demos)
 
 
 @pytest.mark.parametrize(("old", "source"), [(True, True), (True, False), (False, True)])

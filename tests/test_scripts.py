@@ -182,7 +182,14 @@ def test_a_video_shorter_than_a_clip_is_refused_at_once(own_videos, tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [({"horizon": 0}, "at least 1"), ({"synthetic": 1.5}, "synthetic must lie"), ({"contexts": ()}, "at least 1")],
+    [
+        ({"horizon": 0}, "at least 1"),
+        ({"synthetic": 1.5}, "synthetic must lie"),
+        ({"contexts": ()}, "at least 1"),
+        ({"stride": 2}, "stride would change nothing with no --videos"),
+        ({"procedural": True, "synthetic": 0.5}, "synthetic would change nothing with --procedural"),
+        ({"videos": Path("mine"), "episodes": 5}, "episodes would change nothing with --videos"),
+    ],
 )
 def test_impossible_video_options_are_refused(wrong, told):
     with pytest.raises(ValueError, match=told):
@@ -475,6 +482,10 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"hide_hand": True, "context": 2}, "hide_hand needs context 1, got 2"),
         ({"zoom": 0.0}, r"zoom must lie in \[0.1, 10\], got 0.0"),
         ({"seed": -1}, "seed not negative"),
+        ({"spread_over": -5}, "must not be negative: {'spread_over': -5}"),
+        ({"size": 0}, "context and size must be at least 1, got 1 and 0"),
+        ({"copies": 8}, "copies are of features that are kept"),
+        ({"init": "none", "init_part": "head"}, "init_part is a part of --init, which is none"),
         ({"demo_folder": Path("set"), "noise": 0.3, "scatter": 25}, "noise, scatter are of recording"),
     ],
 )

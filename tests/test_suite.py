@@ -17,6 +17,7 @@ from finetune.robot import RobotConfig
 from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, outdated, run_jobs
 from finetune.suite_page import (
     Target,
+    fewer,
     gap,
     means_table,
     measured_on,
@@ -155,6 +156,7 @@ def test_what_is_measured_on_fewer_seeds_says_so():
     target = Target("text", 0.7, "few", 5, ("none",), besides=("act",))
     (line,) = targets_table([target], {"few": rows}, {"few": experiment}).splitlines()[2:]
     assert "1 seed, PARA there 100%, ahead by +25 (" in line and "2 seeds, 8 episodes" in line
+    assert fewer({("a", 0): [1], ("b", 1): [1]}, {(task, seed): [1] for task in "ab" for seed in (0, 1)}) == ", 2 of 4 trainings"
     whole = [row for row in rows if row["seed"] == 0]
     assert "seed" not in means_table(experiment, whole, {"same": ("none",)}).split("|")[-4]
     assert "there" not in targets_table([target], {"few": whole}, {"few": experiment})
@@ -435,6 +437,14 @@ def test_grids_name_what_there_is(claims):
         RobotConfig(task=task, workspace=workspace, widen=widen).env().close()  # which refuses a task that cannot be split
     with pytest.raises(ValueError, match="unknown experiments.*headlines"):
         claims["Config"](names=("headline",))
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_arms_of_an_experiment_are_trained_in_different_ways(claims, quick, tmp_path):
+    config = claims["Config"](quick=quick, results=tmp_path, work=tmp_path)
+    for name in claims["EXPERIMENTS"]:
+        for job in missing_jobs(config.suite(), {name: config.grids(name)}):
+            assert len({wanted.arm for wanted in job.wanted}) == 1 or isinstance(job, ReferenceJob), (name, job.wanted)
 
 
 def test_the_page_and_the_readme_are_those_of_the_rows(claims, tmp_path, monkeypatch):

@@ -275,7 +275,18 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"ema": 1.0}, {"learning_rate": 0.0}, {"learning_rate": math.nan}, {"save_every": 0}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"ema": 1.0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"backbone_learning_rate": 0.0},
+        {"backbone_learning_rate": math.nan},
+        {"weight_decay": -0.1},
+        {"clip_norm": 0.0},
+        {"save_every": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
