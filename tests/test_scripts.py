@@ -271,7 +271,7 @@ def test_a_tuned_video_model_is_frozen_or_learns_on_beside_the_head(train, own_v
     out = tmp_path / "run"
     config = robot.RobotConfig(
         task="reach-v3", demos=1, policies="para", train=train, video_steps=2, extra_videos=own_videos, steps=2, batch_size=2,
-        copies=1, episodes=1, azimuths="0", size=64, spread_over=0, out=out,
+        episodes=1, azimuths="0", size=64, spread_over=0, out=out, **({"copies": 1} if train == "heads" else {}),
     )  # fmt: skip
     monkeypatch.setattr(robot, "draw", lambda *_: None)
     robot.main(config)
