@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 
 from backbones import shipped_heads
-from finetune.grid import KEY, cell, draw_arms, gain, measure
+from finetune.grid import KEY, cell, draw_arms, gain, measure, measured_alike
 from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
@@ -111,12 +111,8 @@ def write(config: Config, rows: Rows) -> None:
         f"successes; {sum(row['seconds'] for row in found) / 3600:.1f} hours of training; {made_with(found)}."
     )
     write_table(config.page, "benchmarks/circle_arms.py", header, table, made, heading=HEADING)
-    measured: dict[tuple[str, str], set[str]] = {}
-    for row in found:
-        measured.setdefault((row["arm"], row["policy"]), set()).add(row["task"])
-    common = sorted(set.intersection(*measured.values())) or tasks  # means over other tasks would not compare
-    title = f"{', '.join(task.removesuffix('-v3') for task in common)}, training camera's view"
-    shown = [row for row in found if row["task"] in common]
+    shown = measured_alike(found)
+    title = f"{', '.join(sorted({row['task'].removesuffix('-v3') for row in shown}))}, training camera's view"
     draw_arms(config.page.with_name("circle_arms.png"), shown, arms, policies, title)
 
 

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from backbones import shipped_weights
-from finetune.grid import KEY, cell, draw_arms, measure
+from finetune.grid import KEY, cell, draw_arms, measure, measured_alike
 from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
@@ -112,14 +112,17 @@ def write(config: Config, rows: Rows) -> None:
     made = (
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
         f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view; "
-        f"{len(arms)} of {len(ARMS)} ways are measured; {sum(row['seconds'] for row in found) / 3600:.1f} hours of training, that "
-        f"of backbones before it left out; {made_with(found)}."
+        f"{len(found)} of {len(ARMS) * len(columns) * len(seeds)} cells are measured; "
+        f"{sum(row['seconds'] for row in found) / 3600:.1f} hours of training, that of backbones before it left out; "
+        f"{made_with(found)}."
     )
     for page in (config.page, README) if config.page == PAGE else (config.page,):
         write_table(page, "benchmarks/freeze_ablation.py", ["start, tuning, training", *titles], table, made, heading=HEADING)
     policies = list(dict.fromkeys(row["policy"] for row in found))
-    title = "; ".join(dict.fromkeys(f"{task.removesuffix('-v3')}, {demos} demonstrations" for task, demos, _ in columns))
-    draw_arms(config.page.with_name("freeze.png"), found, arms, policies, title)
+    shown = measured_alike(found)
+    settings = dict.fromkeys((row["task"], row["demos"]) for row in shown)
+    title = "; ".join(f"{task.removesuffix('-v3')}, {demos} demonstrations" for task, demos in settings)
+    draw_arms(config.page.with_name("freeze.png"), shown, arms, policies, title)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,16 @@ def gain(rows: Sequence[Row], others: Sequence[Row], view: str = "same") -> tupl
     return found.mean, found.low, found.high
 
 
+def measured_alike(rows: Sequence[Row]) -> list[Row]:
+    """The rows of those tasks and numbers of demonstrations that every policy has in each of its arms: means over others would not
+    compare. All rows where there are no such."""
+    measured: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    for row in rows:
+        measured.setdefault((row["arm"], row["policy"]), set()).add((row["task"], row["demos"]))
+    common = set.intersection(*measured.values())
+    return [row for row in rows if (row["task"], row["demos"]) in common] or list(rows)
+
+
 def draw_arms(
     path: Path, rows: Sequence[Row], arms: Sequence[str], policies: Sequence[str], title: str, view: str = "same"
 ) -> None:

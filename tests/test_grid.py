@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from finetune import robot
-from finetune.grid import KEY, draw_arms, gain, measure, rate
+from finetune.grid import KEY, draw_arms, gain, measure, measured_alike, rate
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Rows
 from para_video.statistics import wilson_interval
@@ -113,3 +113,11 @@ def test_the_freeze_ablation_is_told_as_its_rows_have_it(tmp_path, monkeypatch):
         script["Config"](results=results)
     assert {name: (tmp_path / name).read_text() for name in pages} == pages
     assert page.with_name("freeze.png").stat().st_size > 0
+
+
+def test_bars_are_of_what_every_policy_has_in_each_of_its_arms():
+    row = lambda task, arm, policy: {"task": task, "demos": 5, "arm": arm, "policy": policy}  # noqa: E731
+    whole = [row("a", arm, policy) for arm, policy in (("none", "para"), ("both", "para"), ("none", "regression"))]
+    part = [row("b", "none", "para"), row("b", "none", "regression")]
+    assert measured_alike([*whole, *part]) == whole
+    assert measured_alike([whole[0], part[1]]) == [whole[0], part[1]]
