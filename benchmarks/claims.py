@@ -56,6 +56,7 @@ from finetune.suite import (
 from finetune.suite_page import (
     Target,
     bar,
+    counted,
     estimate,
     made_by,
     means_table,
@@ -69,7 +70,7 @@ from finetune.suite_page import (
 )
 from para_video.figures import success_bars, success_curves, write_place
 from para_video.rows import Row
-from para_video.runs import command_line
+from para_video.runs import changed_options, command_line
 from para_video.sims.metaworld import CameraPlacement, height_ceiling
 from para_video.sims.shifts import Shift
 from para_video.training import write_atomically
@@ -323,8 +324,7 @@ class Config:
     def tried(self) -> bool:
         """Whether this is neither of the two suites as they are."""
         trained = ("steps", "backbone", "backbone_options", "init", "train")
-        other = any(getattr(self, name) != getattr(Config, name) for name in trained)
-        return bool(self.tasks or self.demos or self.seeds or self.episodes or other)
+        return bool(self.tasks or self.demos or self.seeds or self.episodes or changed_options(self, trained))
 
     @property
     def folder(self) -> Path:
@@ -456,15 +456,16 @@ def draw(path: Path, name: str, rows: Sequence[Row]) -> list[Path]:
     }  # fmt: skip
     if name not in figures:
         return []
-    if name not in ("demos", "circles"):
-        rows = [row for row in rows if row["demos"] == max(row["demos"] for row in rows)]
+    if name not in ("demos", "circles"):  # the others are of one number of demonstrations
+        most = max(row["demos"] for row in rows)
+        rows = [row for row in rows if row["demos"] == most]
     figures[name](path, rows)
     return [path]
 
 
 def told_demos(rows: Sequence[Row]) -> str:
     """Of rows of one number of them."""
-    return f"{rows[0]['demos']} demonstration{'s' * (rows[0]['demos'] > 1)}"
+    return counted(rows[0]["demos"], "demonstration")
 
 
 def policies_of(rows: Sequence[Row]) -> list[str]:
@@ -514,9 +515,8 @@ def draw_azimuth(path: Path, rows: Sequence[Row]) -> None:
     }
     limits = {"pick-place": {angle: ceiling(angle) for angle in views.values()}}
     xlabels = ["camera turned by, degrees"] * len(panels)
-    success_curves(
-        path, panels, xlabels=xlabels, title=f"Success against azimuth, one training camera, {told_demos(rows)}", ceilings=limits
-    )
+    title = f"Success against azimuth, one training camera, {told_demos(rows)}"
+    success_curves(path, panels, xlabels=xlabels, title=title, ceilings=limits)
 
 
 def draw_workspace(path: Path, rows: Sequence[Row]) -> None:
@@ -541,7 +541,7 @@ def draw_circles(path: Path, rows: Sequence[Row]) -> None:
     numbers = sorted({row["demos"] for row in rows})
     cells = {
         f"PARA, {arm}": {
-            f"{demos} demo{'s' * (demos > 1)}": bar(found)
+            counted(demos, "demo"): bar(found)
             for demos in numbers
             if (found := outcomes(rows, policy="para", arm=arm, demos=demos))
         }
@@ -559,12 +559,8 @@ def draw_calibration(path: Path, rows: Sequence[Row]) -> None:
             policy: present({getattr(Shift.parse(view), part): estimate(outcomes(rows, (view,), policy=policy)) for view in views})
             for policy in policies_of(rows)
         }
-    success_curves(
-        path,
-        panels,
-        xlabels=[unit for _, unit in kinds.values()],
-        title=f"A camera that is not where policies are told, {told_demos(rows)}",
-    )
+    title = f"A camera that is not where policies are told, {told_demos(rows)}"
+    success_curves(path, panels, xlabels=[unit for _, unit in kinds.values()], title=title)
 
 
 if __name__ == "__main__":

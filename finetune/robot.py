@@ -74,6 +74,7 @@ from para_video.rollout import (
 )
 from para_video.runs import (
     RESUME,
+    changed_options,
     check_processes,
     command_line,
     output_folder,
@@ -213,10 +214,10 @@ class RobotConfig:
             raise ValueError(f"video_steps must not be negative, copies at least 1; got {self.video_steps} and {self.copies}")
         if min(self.context, self.size) < 1:
             raise ValueError(f"context and size must be at least 1, got {self.context} and {self.size}")
-        if self.copies != type(self).copies and self.train != "heads":
+        if changed_options(self, ["copies"]) and self.train != "heads":
             raise ValueError("copies are of features that are kept: leave them out, or add --train heads")
-        if self.init_part != "both" and self.init is not None and self.init.lower() == "none":
-            raise ValueError("init_part is a part of --init, which is none: leave one out")
+        if self.init_part != "both" and self.init_folder is None:
+            raise ValueError("init_part is of a checkpoint to start from, and there is none: leave it out, or name one with --init")
         if not 0.1 <= self.zoom <= 10:
             raise ValueError(f"zoom must lie in [0.1, 10], got {self.zoom}; 1 leaves the camera as it is")
         if low := {n: getattr(self, n) for n in ("noise", "scatter", "spread_over", "state_noise") if getattr(self, n) < 0}:
@@ -230,7 +231,7 @@ class RobotConfig:
                 f"hide_hand needs context 1, got {self.context}: where the hand was in earlier frames a policy is not told"
             )
         recorded = ("noise", "scatter", "spread_over")
-        if self.demo_folder is not None and (ours := [n for n in recorded if getattr(self, n) != getattr(type(self), n)]):
+        if self.demo_folder is not None and (ours := changed_options(self, recorded)):
             raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
         if self.extra_videos is not None and not self.video_steps:
             raise ValueError("extra_videos are for the backbone alone: add --video-steps N")
@@ -646,7 +647,7 @@ def film(
 def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: RobotConfig, out: Path, horizon: int) -> None:
     """Videos, bar chart and report."""
     media: list[tuple[str, str, Path]] = []
-    view, first = next(iter(config.views.items()))
+    view, shift = next(iter(config.views.items()))
     success_bars(
         out / "success.png", {name: p["cells"] for name, p in summary["policies"].items()}, references=summary["oracle"],
         title=f"{config.task}, {config.demos} demonstrations",
@@ -654,13 +655,13 @@ def draw(trained: dict[str, VideoPolicy], summary: dict[str, Any], config: Robot
     media.append(("Success", "Share of episodes that succeed, with Wilson 95 % intervals.", out / "success.png"))
     if "para" in trained:
         seed = _telling_seed(summary["policies"], "para", None)
-        shown = film("para", trained["para"], config, seed, horizon, first)
+        shown = film("para", trained["para"], config, seed, horizon, shift)
         write_video(out / "heatmaps.mp4", shown.overlaid(), fps=12)
         write_picture(out / "heatmaps.png", heatmap_sheet(shown))
         media.append(("Where next?", f"PARA's heatmaps and targets in episode {seed}.", out / "heatmaps.mp4"))
         for other in [name for name in trained if name != "para"][:1]:
             seed = _telling_seed(summary["policies"], "para", other)
-            pair = [film(name, trained[name], config, seed, horizon, first) for name in ("para", other)]
+            pair = [film(name, trained[name], config, seed, horizon, shift) for name in ("para", other)]
             clips, won = [each.overlaid() for each in pair], [each.episode.succeeded for each in pair]
             write_video(out / "side_by_side.mp4", side_by_side(clips, ("PARA", other), won, hold=10), fps=12)
             told = f"Episode {seed}, view {view}: chosen because the outcomes differ, where they do anywhere."

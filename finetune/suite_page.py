@@ -120,11 +120,12 @@ def fewer(found: Outcomes, most: Outcomes) -> str:
     if not found or found.keys() >= most.keys():
         return ""
     (tasks, seeds), (all_tasks, all_seeds) = (map(set, zip(*each, strict=True)) for each in (found, most))
-    parts = [_counted(len(tasks), "task")] * (tasks != all_tasks) + [_counted(len(seeds), "seed")] * (seeds != all_seeds)
+    parts = [counted(len(tasks), "task")] * (tasks != all_tasks) + [counted(len(seeds), "seed")] * (seeds != all_seeds)
     return f", {', '.join(parts) or f'{len(found)} of {len(most)} trainings'}"
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """A number of things."""
     return f"{number} {what}{'s' * (number > 1)}"
 
 
@@ -137,8 +138,8 @@ def measured_on(found: Outcomes, views: int = 1) -> str:
     """How many episodes outcomes are of, each in so many views."""
     seeds = Counter(task for task, _ in found)
     fewest, most = min(seeds.values(), default=0), max(seeds.values(), default=0)
-    told = _counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
-    return f"{_counted(len(seeds), 'task')}, {told}, {views * sum(map(len, found.values()))} episodes"
+    told = counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    return f"{counted(len(seeds), 'task')}, {told}, {views * sum(map(len, found.values()))} episodes"
 
 
 def view_name(view: str) -> str:

@@ -251,7 +251,8 @@ def load_policy(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
             f"{str(kept['origin'])[:12]}, now {str(found)[:12]}): build those, as with revision=, and pass them as `backbone`"
         )
-    if kept["maps"] not in (None, now := _maps(policy.backbone)):
+    now = _maps(policy.backbone)
+    if kept["maps"] is not None and kept["maps"] != now:
         raise ValueError(
             f"{folder} was trained on other maps ({kept['maps']}) than {spec.backbone} gives now ({now}): train it again, or load "
             "it with the version of then"

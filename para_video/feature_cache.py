@@ -35,11 +35,9 @@ from para_video.precision import autocast, precision_of
 from para_video.training import to_device, whole_folder, write_atomically
 
 FORMAT = 2
-MAKERS = tuple(
-    f"para_video.{name}"
-    for name in (
-        "features", "layers", "agent", "batches", "camera", "demos", "drawing", "hand", "heatmap", "policy", "readout", "repaint",
-    )
+MAKERS = (
+    "para_video.features", "para_video.layers", "para_video.agent", "para_video.batches", "para_video.camera", "para_video.demos",
+    "para_video.drawing", "para_video.hand", "para_video.heatmap", "para_video.policy", "para_video.readout", "para_video.repaint",
 )  # fmt: skip
 """Modules whose code makes features, or the clips and labels beside them."""
 COMPUTING = ("torch", "diffusers", "transformers", "numpy", "scipy", "scikit-image")

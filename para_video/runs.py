@@ -32,7 +32,8 @@ RESUME = "COMMAND --resume --out FOLDER"
 """How a user goes on after an interrupt of a script with an `output_folder`."""
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
 SOURCE, STARTS, DEMO_SET = "source_weights", "start_weights", "demo_set"
-"""There: the fingerprint of the weights that the backbone has from its source, and the digests of those that are loaded on top."""
+"""There: the fingerprint of the weights that the backbone has from its source, the digests of those that are loaded on top, and the
+digest of a folder of demonstrations."""
 FREE, NOT_KEPT = "may_change", ("out", "resume")
 """There: the options that a resumed run may change, as it began with them; and those that are not there."""
 C = TypeVar("C")
@@ -163,6 +164,11 @@ def _taken(folder: Path) -> bool:
 def plain_settings(config: Any) -> dict[str, Any]:
     """A script's config dataclass as JSON values."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def changed_options(config: Any, names: Iterable[str]) -> list[str]:
+    """Those of a config dataclass's options that are not as usual."""
+    return [name for name in names if getattr(config, name) != getattr(type(config), name)]
 
 
 def told_command(script: str, config: Any, always: Collection[str] = ()) -> str:

@@ -70,13 +70,21 @@ class FitConfig:
     optimizer: Literal["muon", "adamw"] = "muon"
 
     def __post_init__(self) -> None:
-        counted = min(self.steps, self.save_every) >= 1 and self.workers >= 0
-        rates = (self.learning_rate, self.learning_rate if self.backbone_learning_rate is None else self.backbone_learning_rate)
-        sound = all(0 < rate < math.inf for rate in rates) and 0 <= self.weight_decay < math.inf and self.clip_norm > 0
-        if not (counted and sound and 0 <= self.ema < 1 and 0 <= self.balance < 1):
+        sound = {
+            "steps": self.steps >= 1,
+            "save_every": self.save_every >= 1,
+            "workers": self.workers >= 0,
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "backbone_learning_rate": self.backbone_learning_rate is None or 0 < self.backbone_learning_rate < math.inf,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "clip_norm": self.clip_norm > 0,
+            "ema": 0 <= self.ema < 1,
+            "balance": 0 <= self.balance < 1,
+        }
+        if wrong := {name: getattr(self, name) for name, fits in sound.items() if not fits}:
             raise ValueError(
                 "steps and save_every must be >= 1, workers and weight_decay >= 0, learning rates and clip_norm > 0, ema and "
-                f"balance in [0, 1); got {self}"
+                f"balance in [0, 1); got {wrong}"
             )
 
 
@@ -277,10 +285,8 @@ def make_optimizers(policy: nn.Module, config: FitConfig) -> list[torch.optim.Op
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-    rates = {
-        True: config.learning_rate if config.backbone_learning_rate is None else config.backbone_learning_rate,
-        False: config.learning_rate,
-    }
+    own = config.backbone_learning_rate
+    rates = {True: config.learning_rate if own is None else own, False: config.learning_rate}
     by_kind: dict[bool, list[dict[str, Any]]] = {}
     for (backbone, matrices), members in sorted(groups.items()):
         decay = config.weight_decay if matrices else 0.0

@@ -52,6 +52,7 @@ from para_video.prediction import (
 from para_video.readout import ReadoutSpec
 from para_video.runs import (
     RESUME,
+    changed_options,
     command_line,
     output_folder,
     per_process,
@@ -139,12 +140,13 @@ class VideoConfig:
             raise ValueError(f"guidance must be at least 1, which is none; got {self.guidance}")
         if not (0 <= self.synthetic <= 1 and 0 <= self.drop < 1):
             raise ValueError(f"synthetic must lie in [0, 1] and drop in [0, 1), got {self.synthetic} and {self.drop}")
-        ours = {"videos": ("episodes", "probe_steps"), "procedural": ("synthetic",)}
-        idle = [name for option, names in ours.items() if getattr(self, option) for name in names]
-        idle += ["stride"] if self.videos is None else []
-        if idle := [name for name in idle if getattr(self, name) != getattr(type(self), name)]:
-            given = [f"--{option}" for option in ours if getattr(self, option)] or ["no --videos"]
-            raise ValueError(f"{', '.join(idle)} would change nothing with {' and '.join(given)}: leave out what does not belong")
+        for where, applies, names in (
+            ("with --videos", self.videos is not None, ("episodes", "probe_steps")),
+            ("without --videos", self.videos is None, ("stride",)),
+            ("with --procedural", self.procedural, ("synthetic",)),
+        ):
+            if applies and (idle := changed_options(self, names)):
+                raise ValueError(f"{', '.join(idle)} would change nothing {where}: leave one out")
         if self.videos is not None and self.procedural:
             raise ValueError("--procedural trains on no videos; leave out one of --procedural and --videos")
         self.options  # noqa: B018 - to parse them at once

@@ -114,11 +114,10 @@ def test_a_run_does_not_go_on_from_another_start(tmp_path):
         same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
     moved = start.rename(tmp_path / "elsewhere")
     same_source(tmp_path, backbone, [moved], accelerator)
-    (moved / WEIGHTS_FILE).write_bytes(b"second")
-    for other in (moved, moved.rename(start)):
+    start.mkdir()
+    for other in (moved, start):
+        (other / WEIGHTS_FILE).write_bytes(b"second")
         with pytest.raises(ValueError, match=rf"began with other weights than \['.*{other.name}'\] hold now"):
-            other.mkdir(exist_ok=True)
-            (other / WEIGHTS_FILE).write_bytes(b"second")
             same_source(tmp_path, backbone, [other], accelerator)
 
 

@@ -186,7 +186,7 @@ def test_a_video_shorter_than_a_clip_is_refused_at_once(own_videos, tmp_path):
         ({"horizon": 0}, "at least 1"),
         ({"synthetic": 1.5}, "synthetic must lie"),
         ({"contexts": ()}, "at least 1"),
-        ({"stride": 2}, "stride would change nothing with no --videos"),
+        ({"stride": 2}, "stride would change nothing without --videos"),
         ({"procedural": True, "synthetic": 0.5}, "synthetic would change nothing with --procedural"),
         ({"videos": Path("mine"), "episodes": 5}, "episodes would change nothing with --videos"),
     ],
@@ -485,7 +485,7 @@ def test_zoom_magnifies_the_picture_about_its_middle_under_every_shift_and_turns
         ({"spread_over": -5}, "must not be negative: {'spread_over': -5}"),
         ({"size": 0}, "context and size must be at least 1, got 1 and 0"),
         ({"copies": 8}, "copies are of features that are kept"),
-        ({"init": "none", "init_part": "head"}, "init_part is a part of --init, which is none"),
+        ({"init": "none", "init_part": "head"}, "init_part is of a checkpoint to start from, and there is none"),
         ({"demo_folder": Path("set"), "noise": 0.3, "scatter": 25}, "noise, scatter are of recording"),
     ],
 )
