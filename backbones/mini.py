@@ -106,8 +106,9 @@ class Shared:
         """(b * (t + groups), c, h, w)."""
         if self.future is None:
             return self.observed
-        future = self.future.unflatten(0, (self.b, -1)).expand(-1, self.groups, -1, -1, -1)
-        return torch.cat([self.observed.unflatten(0, (self.b, -1)), future], 1).flatten(0, 1)
+        # channels are put last for the while: what is joined keeps the memory's layout, or each layer after it would change it back
+        observed, future = (part.permute(0, 2, 3, 1).unflatten(0, (self.b, -1)) for part in (self.observed, self.future))
+        return torch.cat([observed, future.expand(-1, self.groups, -1, -1, -1)], 1).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

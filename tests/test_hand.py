@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from para_video.agent import Batch, RobotState
@@ -17,6 +18,7 @@ from para_video.checkpoint import PolicySpec, load_policy, save_policy
 from para_video.hand import Hand
 from para_video.heads import action_maps
 from para_video.heatmap import Bins
+from para_video.layers import gaussian_blur
 from para_video.readout import ReadoutSpec, Targets
 from para_video.sims.metaworld import MetaWorldEnv
 
@@ -164,3 +166,9 @@ def test_it_may_be_beyond_the_picture_or_behind_the_camera() -> None:
         assert torch.equal(Hand().hidden(clip, state(tip=tip)), clip)
     none = replace(Hand(), aside=-1.0, finger_radius=-1.0)
     assert torch.equal(none.hidden(clip, state()), clip)
+
+
+def test_blurring_is_that_of_scipy():
+    maps = torch.rand(2, 3, 20, 31, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_filter(maps.numpy(), (0, 0, 2, 2), mode="constant", truncate=3)
+    torch.testing.assert_close(gaussian_blur(maps, 2.0), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
