@@ -184,7 +184,8 @@ class ActionCode(nn.Module):
         """(b, ROBOT_DIM + CAMERA_DIM): all that a compared policy is told besides the images, each number of order one.
 
         Args:
-            state: of b clips; told roughly in training. size: (H, W) of the image, in which pixels and intrinsics are expressed.
+            state: of b clips; told roughly in training, its pixel too: from an exact one, and x and y, the height would follow.
+            size: (H, W) of the image, in which pixels and intrinsics are expressed.
         """
         state = state.roughly(self.state_noise) if self.training else state
         with torch.autocast(state.position.device.type, enabled=False):
@@ -284,7 +285,8 @@ class RegressionHead(ActionHead):
             losses["gripper"] = masked_cross_entropy(answer.gripper, goal_gripper, targets.gripper_mask)
         if targets.rotations is not None and answer.rotation is not None:
             known = torch.ones_like(mask) if targets.rotation_mask is None else targets.rotation_mask
-            relative = targets.rotations.new_tensor(self.spec.reference).mT @ targets.rotations
+            with torch.autocast(targets.rotations.device.type, enabled=False):  # bf16 would turn them by a tenth of a degree
+                relative = targets.rotations.new_tensor(self.spec.reference).mT @ targets.rotations
             six = torch.where(known[..., None], _six(relative), torch.zeros_like(answer.rotation))
             losses["rotation"] = _masked_distance(answer.rotation, six, known, distance)
         return losses

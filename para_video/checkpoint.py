@@ -379,7 +379,8 @@ def initialise(policy: nn.Module, folder: Path, *, part: str = "", needed: str =
     belong to the policy's own.
 
     Args:
-        part: "backbone" or "head" for that part alone. needed: of this part, where the checkpoint has it, something must fit.
+        part: "backbone" or "head" for that part alone. needed: of this part, where the checkpoint has it and it is taken, something
+            must fit; "" is of all that is taken.
 
     Returns:
         how many of the policy's weights were taken, and how many it has.
@@ -391,7 +392,7 @@ def initialise(policy: nn.Module, folder: Path, *, part: str = "", needed: str =
     fitting = {
         name: value for name, value in weights.items() if name.startswith(part) and name in own and own[name].shape == value.shape
     }
-    if not fitting and any(name.startswith(needed) for name in weights):
+    if not fitting and (not needed or needed.startswith(part)) and any(name.startswith(needed) for name in weights):
         raise ValueError(f"nothing in {folder} fits this policy: another backbone, or other widths; pass the same --backbone")
     policy.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -224,7 +224,8 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
     """
     demos: list[Demo] = []
     discarded: list[int] = []
-    seeds = _spread_seeds(env, plan) if plan.spread_over else itertools.count(plan.first_seed)
+    spread = _spread_seeds(env, plan) if plan.spread_over else []
+    seeds = itertools.chain(spread, itertools.count(plan.first_seed + len(spread)))  # further ones where too many of them fail
     for seed in seeds:
         if len(demos) == plan.count:
             break
@@ -242,8 +243,6 @@ def record_demos(env: RecordableEnv, plan: Plan, *, on_episode: Callable[[int, b
                 f"the expert of {env.task} failed on {len(discarded)} of {len(discarded) + len(demos)} seeds with noise "
                 f"{plan.noise} and a limit of {plan.limit} steps; lower the noise or raise the limit"
             )
-    if len(demos) < plan.count:
-        raise RuntimeError(f"only {len(demos)} of {plan.count} demonstrations succeeded; raise spread_over from {plan.spread_over}")
     return DemoSet(tuple(demos), tuple(discarded), {**env.settings, **asdict(plan)})
 
 
@@ -360,8 +359,8 @@ def _index(folder: Path) -> Path:
     return index
 
 
-def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> DemoSet:
-    """The first `count` demonstrations, or `count` at random where a seed is given.
+def select_demos(demos: DemoSet, count: int) -> DemoSet:
+    """The first `count` demonstrations.
 
     Raises:
         ValueError: there are fewer.
@@ -369,10 +368,7 @@ def select_demos(demos: DemoSet, count: int, *, seed: int | None = None) -> Demo
     if not 0 < count <= len(demos):
         remedy = f"ask for 1 to {len(demos)}, or record more" if len(demos) else "record some"
         raise ValueError(f"asked for {count} demonstrations of a set of {len(demos)}; {remedy}")
-    chosen: Sequence[int] = range(count)
-    if seed is not None:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(demos))[:count]).tolist()
-    return DemoSet(tuple(demos.demos[i] for i in chosen), demos.discarded, demos.settings)
+    return DemoSet(demos.demos[:count], demos.discarded, demos.settings)
 
 
 _REMEDY = "remove the folder and record again"

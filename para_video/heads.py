@@ -180,6 +180,8 @@ class ParaHead(ActionHead):
         self.readout = Readout(spec, path_px=path_px)
         if grid % 8 or grid < 8:
             raise ValueError(f"grid must be a positive multiple of 8, got {grid}")
+        if not (sigma_px > 0 and jitter_px >= 0):
+            raise ValueError(f"sigma_px must be positive and jitter_px not negative, got {sigma_px} and {jitter_px}")
         self.spec, self.grid, self.sigma_px, self.jitter_px, self.condition = spec, grid, sigma_px, jitter_px, condition
         self.trunk = Trunk(channels, condition, side=grid // 2, hidden=hidden, layers=layers, mixing=mixing)
         self.kernel = nn.Linear(CONTEXT_DIM, 4 * (spec.z.count if spec.joint_volume else 1) * hidden)

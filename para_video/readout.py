@@ -30,6 +30,8 @@ from para_video.heatmap import (
 from para_video.policy import DEFAULT_SCHEDULE, Actions, Schedule
 
 Lift = Literal["height", "depth"]
+BELOW_CAMERA_M = 0.05
+"""How far below the camera a point lies at least that is answered by its height: with its own height rays meet nowhere."""
 HEIGHT_BINS, HEIGHT_MARGIN_M, MOST_REACH_M = 40, 0.03, 5.0
 """Height bins reach as far up as down: the most that any demonstration rises or sinks within a chunk, and a margin more. What moves
 farther than any arm is not in metres."""
@@ -206,6 +208,8 @@ class Readout:
         z = self.spec.z.decode(read.z)
         if maps.origin is not None:
             z = z + maps.origin[:, None]
+        if self.spec.lift == "height":  # a camera sees from above what is lifted so
+            z = torch.minimum(z, camera.position[..., 2:] - BELOW_CAMERA_M)
         log_heat = torch.cat([heat.flatten(-2), maps.outside.float()[..., None]], -1).log_softmax(-1)
         log_z, log_gripper = read.z.float().log_softmax(-1), read.gripper.float().log_softmax(-1)
         h, w = grid
@@ -249,13 +253,13 @@ class Readout:
             return heat
         h, w = heat.shape[-2:]
         _, directions = camera.rays(cell_centres((h, w), maps.size, heat.device).expand(len(heat), -1, -1))
-        highest = self.spec.z.high + (0.0 if maps.origin is None else maps.origin)
-        meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] > highest)[..., None]
+        lowest = self.spec.z.low + (0.0 if maps.origin is None else maps.origin)
+        meets = (directions[..., 2] < -1e-3) & (camera.position[..., 2] - BELOW_CAMERA_M > lowest)[..., None]
         if not bool(meets.any(-1).all()):
-            top, eye = float(torch.as_tensor(highest).max()), camera.position[..., 2].tolist()
+            bottom, eye = float(torch.as_tensor(lowest).max()), camera.position[..., 2].tolist()
             raise ValueError(
-                f"no pixel's ray meets the planes up to {top:.3g} m: the camera at height {eye} m must stand above them and look "
-                "down; use lift='depth' for other views"
+                f"no pixel's ray meets the planes from {bottom:.3g} m on: the camera at height {eye} m must stand above them and "
+                "look down; use lift='depth' for other views"
             )
         return heat.masked_fill(~meets.view(len(heat), 1, h, w), -torch.inf)
 

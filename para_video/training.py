@@ -51,7 +51,8 @@ class FitConfig:
         ema: decay of the running average of the weights, which is what training returns (shorter at the start).
         balance: decay of each loss's running magnitude, by which it is divided; 0 sums the losses as they are.
         seed: of everything random. save_every: steps between resumable states. workers: processes that make batches.
-        precision: "bf16" (autocast), "no", or "auto" for bf16 where it pays (see `para_video.precision`).
+        precision: "bf16" (autocast), "no", or "auto" for bf16 where it pays (see `para_video.precision`); an accelerator that is
+            given has its own.
         optimizer: of matrices, "muon" or "adamw". See `para_video.optim` for what Muon gains.
     """
 
@@ -238,7 +239,9 @@ def fit(
         for name, value in policy.named_parameters():
             if name in average:
                 value.copy_(average[name])
+    policy.zero_grad(set_to_none=True)
     policy.eval()
+    accelerator.free_memory()  # else it would hold this policy and its optimizers while others are trained with it
     return run.result
 
 

@@ -64,7 +64,10 @@ def test_of_a_head_that_shares_nothing_nothing_is_taken_where_none_is_needed(tmp
     save_file({"head.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="nothing in .* fits this policy"):
         initialise(policy, tmp_path, part="head")
+    save_file({"head.weight": torch.ones(2, 2), "backbone.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     assert initialise(policy, tmp_path, part="head", needed="backbone") == (0, 2)
+    with pytest.raises(ValueError, match="nothing in .* fits this policy"):
+        initialise(policy, tmp_path, needed="backbone")
 
 
 def test_initialise_leaves_buffers(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 from para_video.camera import Camera, orbit
 from para_video.heatmap import Bins, cells_to_pixels, gaussian_targets
 from para_video.readout import (
+    BELOW_CAMERA_M,
     PixelLogits,
     Readout,
     ReadoutSpec,
@@ -164,11 +165,24 @@ def test_cells_above_the_horizon_are_never_chosen() -> None:
 
 @pytest.mark.parametrize("elevation", [30.0, -40.0])
 def test_a_camera_that_sees_no_plane_is_refused(elevation: float) -> None:
-    """One looks up; the other stands below the highest plane."""
-    view = Camera.from_fov(30.0, SIZE, orbit(90.0, elevation, 0.1, (0.0, 0.0, 0.2)).float()[None])
+    """One looks up; the other stands below the lowest plane."""
+    view = Camera.from_fov(30.0, SIZE, orbit(90.0, elevation, 0.1, (0.0, 0.0, -0.1)).float()[None])
     maps = perfect_maps(HEIGHT, scene(2), camera(), torch.ones(1, 2))
-    with pytest.raises(ValueError, match=r"no pixel's ray meets the planes up to 0.4 m.*use lift='depth'"):
+    with pytest.raises(ValueError, match=r"no pixel's ray meets the planes from 0 m on.*use lift='depth'"):
         Readout(HEIGHT).decode(maps, view)
+
+
+def test_a_camera_among_the_planes_answers_what_lies_below_it() -> None:
+    view = Camera.from_fov(30.0, SIZE, orbit(90.0, -20.0, 0.5, (0.0, 0.6, 0.1)).float()[None])
+    eye = float(view.position[0, 2])
+    assert HEIGHT.z.low < eye < HEIGHT.z.high
+    points = torch.tensor([[[0.0, 0.6, 0.1], [0.02, 0.62, 0.05]]])
+    maps = perfect_maps(HEIGHT, points, view, torch.ones(1, 2))
+    torch.testing.assert_close(Readout(HEIGHT).decode(maps, view).positions, points, atol=0.004, rtol=0)
+    highest = HEIGHT.z.targets(torch.full((1, 2), HEIGHT.z.high)).log()
+    above = replace(maps, logits=replace(maps.logits, z=highest))
+    found = Readout(HEIGHT).decode(above, view).positions
+    torch.testing.assert_close(found[..., 2], torch.full((1, 2), eye - BELOW_CAMERA_M))
 
 
 def test_nan_maps_are_refused() -> None:

@@ -525,6 +525,8 @@ def test_demonstrations_of_another_kind_or_of_the_evaluation_are_refused(change,
     [
         ({"head_options": '{"grid": 7}'}, "make no head: grid must be a positive multiple of 8"),
         ({"head_options": '{"hidden": "x"}'}, "head_options .* make no head"),
+        ({"head_options": '{"sigma_px": "2"}'}, "head_options .* make no head"),
+        ({"head_options": '{"sigma_px": 0}'}, "make no head: sigma_px must be positive"),
         ({"head_options": '{"lift": "plane"}'}, "make no head: unknown lift 'plane'"),
         ({"extra_videos": Path("no/such/folder"), "video_steps": 1}, "no/such/folder is not a folder"),
     ],
