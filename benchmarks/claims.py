@@ -15,17 +15,19 @@ circles; --init none starts every head so.
 
 Policies are trained for 900 steps on up to five demonstrations. On more it is 1200, and in another way: half of the clips are
 repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, the camera is zoomed in, and the hand is
-hidden (--repaint 0.5 --noise 0.3 --state-noise 0 --zoom 1.5 --hide-hand of finetune/robot.py, for every policy; disturbed has the
-first three alone). Two tasks differ in it, for every policy too: shelf-place has --zoom 1.25, since nearer the camera cuts off the
-upper part of the shelf, and coffee-pull's hand stays in view, since its cup would be hidden with it; under headlines coffee-pull
-also has 2400 steps and --repaint 0.8, since its white cup is hard to tell from some tables. Under workspace PARA reads the heatmaps
-of a decision as one path (--head-options '{"path_px": 1.5}'). So that all fits into ten to fourteen hours, headlines are evaluated
-on 24 episodes of each training seed and view (12 to either side for the azimuth); a new environment (look) has textures of the same
-procedural kinds as clips are repainted with in training, drawn anew; regression is represented by its default form, world XYZ by
-spatial softmax (docs/tuning.md finds no form better than it); all other experiments are on two tasks (disturbed on six, with as
-many episodes as headlines) and one training seed with 50 episodes a cell, and where a question is about PARA alone (demonstrations
-other than 5 and 20, disturbed, circles, calibration, heads), about PARA alone. --quick trains each for 600 steps, on one task, and
-has 16 episodes a cell; its policies of 20 demonstrations are trained in the way of five.
+hidden (--repaint 0.5 --noise 0.3 --state-noise 0 --zoom 1.5 --hide-hand of finetune/robot.py, for every policy; disturbed has
+the first three alone). Two tasks differ in it, for every policy too: shelf-place has --zoom 1.25, since nearer the camera cuts
+off the upper part of the shelf, and coffee-pull's hand stays in view, since its cup would be hidden with it; under headlines
+coffee-pull also has 2400 steps and --repaint 0.8, since its white cup is hard to tell from some tables. Under workspace PARA
+reads the heatmaps of a decision as one path (--head-options '{"path_px": 1.5}'), and all policies, trained on the left, see
+half of their clips in a mirror that stands between the halves: the right one as a mirrored camera would see it. So that all
+fits into ten to fourteen hours, headlines are evaluated on 24 episodes of each training seed and view (12 to either side for
+the azimuth); a new environment (look) has textures of the same procedural kinds as clips are repainted with in training, drawn
+anew; regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it);
+all other experiments are on two tasks (disturbed on six, with as many episodes as headlines) and one training seed with 50
+episodes a cell, and where a question is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration,
+heads), about PARA alone. --quick trains each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20
+demonstrations are trained in the way of five.
 """
 
 from __future__ import annotations
