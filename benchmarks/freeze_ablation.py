@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from backbones import shipped_weights
-from finetune.grid import KEY, cell, draw_arms, measure, measured_alike
+from finetune.grid import KEY, cell, draw_arms, measure, measured_alike, setting_folder
 from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
@@ -92,7 +92,7 @@ def main(config: Config) -> list[Row]:
             train="heads" if arm.frozen else "joint",
             video_steps=config.video_steps if arm.tuned else 0, steps=config.steps, episodes=config.episodes, azimuths="0",
         )  # fmt: skip
-        video = config.out / f"{task}-{demos}-{seed}" / f"video-{arm.start}-{config.video_steps}"
+        video = setting_folder(config.out, task, demos, seed) / f"video-{arm.start}-{config.video_steps}"
         measure(str(arm), dict.fromkeys(config.policies, run), rows, config.out, console, video=video)
     write(config, rows)
     return rows.find()

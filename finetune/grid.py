@@ -21,6 +21,7 @@ from para_video.figures import display_name
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows
 from para_video.runs import same_settings, same_source, versions
+from para_video.sims.experts import recipe
 from para_video.sims.metaworld import episode_steps
 from para_video.statistics import Estimate, difference, success_rate
 from para_video.training import make_accelerator, write_atomically
@@ -43,7 +44,7 @@ def measure(
     accelerator, folder = make_accelerator(), work
     for name, given in configs.items():
         key = {"task": given.task, "demos": given.demos, "seed": given.seed, "arm": arm, "policy": name}
-        folder = work / f"{given.task}-{given.demos}-{given.seed}" / arm.replace(", ", "-").replace(" ", "-")
+        folder = setting_folder(work, given.task, given.demos, given.seed) / arm.replace(", ", "-").replace(" ", "-")
         kept = rows.find(**key)
         if any(map(counts, kept)):
             continue
@@ -60,15 +61,27 @@ def measure(
         cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task, config.widen))
         won = {view: digits(at is not None for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
         held = {view: cell["held"] for view, cell in cells.items()}
-        made = {"schedule": asdict(DEFAULT_SCHEDULE), "versions": versions() | robot.trained_in([cost])}
+        made = {"schedule": asdict(DEFAULT_SCHEDULE), "expert": recipe(given.task)}
+        made["versions"] = versions() | robot.trained_in([cost])
         rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1), **made})
         console.print(f"{' '.join(map(str, key.values()))}: " + ", ".join(f"{v} {s.count('1')}/{len(s)}" for v, s in won.items()))
     shutil.rmtree(folder / "features", ignore_errors=True)  # a gigabyte for 20 demonstrations
 
 
+def setting_folder(work: Path, task: str, demos: int, seed: int) -> Path:
+    """Where what a cut leaves is kept: another folder for demonstrations of another expert."""
+    own = recipe(task)
+    return work / (f"{task}-{demos}-{seed}" + (f"-expert-{own}" if own else ""))
+
+
 def counts(row: Row) -> bool:
-    """Whether a policy acted by the schedule of today."""
-    return row["schedule"] == asdict(DEFAULT_SCHEDULE)
+    """Whether a policy acted by the schedule of today, and, where a row tells it, learnt from today's expert."""
+    return row["schedule"] == asdict(DEFAULT_SCHEDULE) and not of_another_expert(row)
+
+
+def of_another_expert(row: Row) -> bool:
+    """Whether a row tells that its demonstrations are of another expert than today's."""
+    return row.get("expert", recipe(row["task"])) != recipe(row["task"])
 
 
 # -------------------------------------------------------------------- what rows say

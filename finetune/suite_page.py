@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.grid import of_another_expert
 from finetune.suite import REFERENCES, Experiment, Grid
 from para_video.figures import display_name, markdown_table
 from para_video.rows import Row
@@ -313,11 +314,14 @@ def made_by(settings: Mapping[str, Any], rows: Sequence[Row], grids: Sequence[Gr
 
 
 def made_with(rows: Sequence[Row]) -> str:
-    """The precision and the versions that rows name, and how many do where some do not."""
+    """The precision and the versions that rows name, and how many do where some do not; and which are of another expert than
+    today's."""
     told = [row for row in rows if "versions" in row]
     if not told:
         return "versions were not kept"
     of = "" if len(told) == len(rows) else f"{len(told)} of {len(rows)} cells tell that they are of "
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
     versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in told}))}" for name, title in titles.items()]
-    return f"{of}{' and '.join(sorted({precision_in(row) for row in told}))}; {', '.join(versions)}"
+    older = sorted({row["task"].removesuffix("-v3") for row in rows if of_another_expert(row)})
+    note = f"; {', '.join(older)} from demonstrations of an earlier expert" if older else ""
+    return f"{of}{' and '.join(sorted({precision_in(row) for row in told}))}; {', '.join(versions)}{note}"

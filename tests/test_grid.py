@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from finetune import robot
-from finetune.grid import KEY, draw_arms, gain, measure, measured_alike, rate
+from finetune.grid import KEY, draw_arms, gain, measure, measured_alike, rate, setting_folder
+from finetune.suite_page import made_with
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Rows
+from para_video.sims.experts import EXPERTS, recipe
 from para_video.statistics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +91,25 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="measured"):
         measure("arm", {"para": config}, Rows(tmp_path / "none.json", {}, KEY), tmp_path / "work", Console(quiet=True))
     assert not kept.exists(), "a cut left it before it had a row"
+
+
+def test_rows_of_another_expert_do_not_count(tmp_path, monkeypatch):
+    """Nor is what a cut left of its demonstrations gone on with."""
+    monkeypatch.setattr(robot, "demonstrations", lambda *_: pytest.fail("measured"))
+    rows, work = Rows(tmp_path / "rows.json", {}, KEY), tmp_path / "work"
+    config = robot.RobotConfig(task="push-v3")
+    told = {"task": "push-v3", "demos": config.demos, "seed": 0, "arm": "arm", "policy": "para"}
+    told |= {"schedule": asdict(DEFAULT_SCHEDULE), "versions": {"torch": "2", "metaworld": "3", "mujoco": "3"}}
+    rows.add(told | {"expert": recipe("push-v3")})
+    measure("arm", {"para": config}, rows, work, Console(quiet=True))
+    assert "expert" not in made_with(rows.find())
+    rows.add(told | {"expert": recipe("push-v3") - 1})
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        measure("arm", {"para": config}, rows, work, Console(quiet=True))
+    assert "push from demonstrations of an earlier expert" in made_with(rows.find())
+    before = setting_folder(work, "push-v3", 5, 0)
+    monkeypatch.setattr(EXPERTS["push-v3"], "RECIPE", recipe("push-v3") + 1)
+    assert setting_folder(work, "push-v3", 5, 0) != before
 
 
 def test_arms_are_drawn(tmp_path):
