@@ -19,6 +19,7 @@ import tyro
 from finetune.robot import RobotConfig
 from para_video.figures import display_name, markdown_table, write_place
 from para_video.runs import plain_settings, precision_in
+from para_video.sims.experts import recipe
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
 from pretrain.video import VideoConfig
@@ -140,9 +141,9 @@ def robot_table(summary: dict[str, Any]) -> str:
     steps = next(iter(summary["policies"].values()))["steps"]
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
-        f"{summary['task']}, {summary['demos']} demonstrations, {steps} steps of {config['batch_size']} clips for each policy, "
-        f"training seed {summary['seed']}{took}; {precision_in(summary)}; torch {versions['torch']}, Meta-World "
-        f"{versions['metaworld']}, MuJoCo {versions['mujoco']}."
+        f"{summary['task']}, {summary['demos']} demonstrations{_older_expert(summary)}, {steps} steps of {config['batch_size']} "
+        f"clips for each policy, training seed {summary['seed']}{took}; {precision_in(summary)}; torch {versions['torch']}, "
+        f"Meta-World {versions['metaworld']}, MuJoCo {versions['mujoco']}."
     )
     return _titled(summary["command"], made, names, lines)
 
@@ -171,10 +172,16 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
 
 def way(summary: dict[str, Any]) -> str:
     """How many targets of a decision were carried out, and how the gripper's height and opening were told; older summaries do not
-    say so."""
+    say so. And whether the demonstrations are of another expert than today's."""
     if "schedule" not in summary or "state_noise" not in summary["config"]:
-        return "an older way"
-    return f"{summary['schedule']['executed']}; {'roughly' if summary['config']['state_noise'] else 'exactly'}"
+        return f"an older way{_older_expert(summary)}"
+    told = "roughly" if summary["config"]["state_noise"] else "exactly"
+    return f"{summary['schedule']['executed']}; {told}{_older_expert(summary)}"
+
+
+def _older_expert(summary: dict[str, Any]) -> str:
+    """To be appended; summaries that do not tell are of Meta-World's experts."""
+    return "; an earlier expert" if summary.get("expert", 0) not in (None, recipe(summary["task"])) else ""
 
 
 def video_table(summary: dict[str, Any]) -> str:

@@ -86,6 +86,7 @@ from para_video.runs import (
     try_out,
     versions,
 )
+from para_video.sims.experts import recipe
 from para_video.sims.metaworld import CameraPlacement, MetaWorldServo
 from para_video.sims.shifts import NO_SHIFT, TRAINING_CAMERA, Shift, ShiftedEnv, parse_shifts
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
@@ -742,6 +743,7 @@ def main(config: RobotConfig) -> dict[str, Any]:
         "backbone": config.backbone,
         "seed": config.seed,
         "horizon": horizon,
+        "expert": recipe(config.task) if config.demo_folder is None else None,
         "oracle": {name: cell.summary() for name, cell in bounding.items()},
         "policies": policies,
         "command": told_command("finetune/robot.py", config, always=("demos",)),

@@ -14,6 +14,8 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from para_video.sims.experts import recipe
+
 ROOT = Path(__file__).parent.parent
 FOLDERS = {".ci", "backbones", "benchmarks", "docs", "finetune", "notebooks", "para_video", "pretrain", "results", "tests"}
 FILES = {
@@ -312,6 +314,18 @@ def test_what_bounds_policies_stands_under_the_view_that_it_was_measured_in():
         policy["cells"] = dict(reversed(policy["cells"].items()))
     line = next(line for line in script["robot_table"](summary).splitlines() if line.startswith("| expert"))
     assert [cell.strip() for cell in line.strip("|").split("|")][1:4] == ["", "50/50 (93%-100%)", ""]
+
+
+def test_runs_that_learnt_from_an_earlier_expert_are_told_so():
+    way = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))["way"]
+    summary = {"task": "push-v3", "schedule": {"executed": 2}, "config": {"state_noise": 1.0}}
+    own = {"expert": recipe("push-v3")}
+    assert [way(each) for each in (summary | own, summary, summary | {"expert": None}, {**summary, "task": "reach-v3"})] == [
+        "2; roughly",
+        "2; roughly; an earlier expert",
+        "2; roughly",
+        "2; roughly",
+    ]
 
 
 def test_the_errors_of_circles_are_told_of_the_policy_that_made_them():
