@@ -478,9 +478,14 @@ class LatentVideoBackbone(VideoBackbone):
         """The source of the blocks that are needed, and the taps.
 
         Raises:
-            ValueError: a tap is none of the denoiser's blocks.
+            ValueError: a tap is none of the denoiser's blocks, or it is of another kind, whose config does not count them.
         """
-        count = load_part(Config, source, "transformer")["num_layers"]
+        config = load_part(Config, source, "transformer")
+        if not isinstance(count := config.get("num_layers"), int):
+            raise ValueError(
+                f"the config.json of {source.name}/transformer does not say num_layers: it is of another kind of model, of class "
+                f"{config.get('_class_name', 'unknown')}"
+            )
         outline = nn.ModuleDict({cls.stack: nn.ModuleList(nn.Identity() for _ in range(count))})
         taps = block_taps(taps, outline, cls.depth, cls.stack)
         return replace(source, blocks=1 + max(int(tap.rpartition(".")[2]) for tap in taps)), taps

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from backbones.catalogue import installed
@@ -27,6 +27,8 @@ from backbones.catalogue import installed
 P = TypeVar("P")
 
 DTYPES = ("float32", "bfloat16", "float16")
+PLAIN_ATTENTION = (None, "sdpa", "eager")
+"""What a config may say of attention: torch's own kernels, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,12 @@ class Config(dict[str, Any]):
 
 
 def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any) -> P:
-    """One part of a model, a module, a tokenizer or a scheduler, by the `from_pretrained` of its library; weights from safetensors.
+    """One part of a model, a module, a tokenizer or a scheduler, by the `from_pretrained` of its library; weights from safetensors,
+    all of them, unless the caller asks transformers for `output_loading_info` and so looks at what is missing itself.
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached, or a folder is of another kind of model.
-        ValueError: its files are damaged or of another kind.
+        ValueError: its files are damaged or of another kind, lack weights, or name kernels of attention from elsewhere.
         ImportError: it wants packages that are not installed.
     """
     where = f"{source.name}/{subfolder}".rstrip("/")
@@ -87,11 +90,16 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         options["trust_remote_code"] = False  # left out, it is asked for
     if issubclass(kind, (nn.Module, AutoModel)):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
+    of_transformers = issubclass(kind, (PreTrainedModel, AutoModel))
+    if local and of_transformers:
+        _check_attention(_read_config(Path(source.name, subfolder)), where)
+    if informed := of_transformers and "output_loading_info" not in options:
+        options["output_loading_info"] = True  # what is missing is drawn at random, with no more than a warning
     try:
         _check_vocabulary(kind, source, subfolder)
         if local and issubclass(kind, (nn.Module, AutoModel)):
             _check_config(source, subfolder)
-        return kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
+        loaded: Any = kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
             source.name, subfolder=subfolder, revision=source.revision, **options
         )
     except GatedRepoError as error:
@@ -122,6 +130,12 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         found = _read_config(Path(source.name, subfolder)).get("_class_name", kind.__name__)
         remedy = "download it again" if found == kind.__name__ else f"it is of another kind of model, of class {found}"
         raise ValueError(f"{where} does not load as {kind.__name__}: {reason}; {remedy}") from error
+    part, missing = (loaded[0], sorted(loaded[1]["missing_keys"])) if informed else (loaded, [])
+    if isinstance(part, nn.Module):  # diffusers leaves what is missing without memory
+        missing += [name for name, parameter in part.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ValueError(f"{where} has no weights for {missing[:2]}: it is another kind of model, or not whole; download it again")
+    return part
 
 
 def load_vae(kind: type[P], source: Source) -> P:
@@ -154,6 +168,20 @@ def _check_config(source: Source, subfolder: str) -> None:
         raise FileNotFoundError(_absence("config.json", source=source.name, subfolder=subfolder))
 
 
+def _check_attention(config: dict[str, Any], where: str) -> None:
+    """What else a config names transformers takes for a repository of kernels, whose code it would fetch and run, or for a package;
+    configs of a model's parts lie within its own."""
+    for name in ("attn_implementation", "_attn_implementation"):
+        if (value := config.get(name)) not in PLAIN_ATTENTION:
+            raise ValueError(
+                f"the config.json of {where} names the attention {value!r}, which is not torch's own: take {name!r} out of it; "
+                "`attention=` chooses it, where there is a choice"
+            )
+    for part in config.values():
+        if isinstance(part, dict):
+            _check_attention(part, where)
+
+
 def _absence(file: str, *, source: str, subfolder: str) -> str:
     """What a local folder is, where it lacks a file."""
     folder, wanted = Path(source), f"{subfolder}/{file}".lstrip("/")
@@ -181,6 +209,8 @@ def check_loading(device: str | None, lora_rank: int, taps: Sequence[str] | None
         raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
     if isinstance(taps, str):
         raise ValueError(f"taps is a list of names, such as [{taps!r}]; got the text {taps!r}")
+    if taps is not None and not (isinstance(taps, Sequence) and all(isinstance(tap, str) for tap in taps)):
+        raise ValueError(f"taps is a list of names, as text; got {taps!r}")
     if taps is not None and len(set(taps)) < len(taps):
         raise ValueError(f"each tap is named once; got {list(taps)}")
 

@@ -2,14 +2,18 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import UMT5EncoderModel
 
 from backbones import backbone_class, build_backbone
+from backbones.loading import Source, load_part
 from para_video.features import FeatureSpec, VideoBackbone
 from tests.tiny_models import TINY, saved, tiny
 
@@ -58,6 +62,56 @@ def test_damaged_weights_are_told_from_absent_ones(name: str, part: str, cut: bo
 
 
 @pytest.mark.parametrize(
+    ("name", "part", "lost"),
+    [
+        ("svd", "image_encoder", "vision_model.encoder.layers.1.layer_norm1.weight"),
+        ("svd", "unet", "mid_block.attentions.0.proj_in.bias"),
+        ("wan2.1-t2v-1.3b", "text_encoder", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        ("hunyuan", "text_encoder", "layers.1.self_attn.k_proj.weight"),
+        ("animatediff", "", "up_blocks.1.motion_modules.0.norm.bias"),
+    ],
+)
+def test_a_part_without_all_of_its_weights_is_refused(name: str, part: str, lost: str, tmp_path: Path) -> None:
+    """Its library would draw them at random, or leave them without memory."""
+    folder = shutil.copytree(saved(name), tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    del weights[lost]
+    save_file(weights, file, {"format": "pt"})
+    base = {"base": str(folder / "base")} if name == "animatediff" else {}
+    with pytest.raises(ValueError, match=rf"{folder / part} has no weights for \['{lost}'\]: .* not whole; download it again"):
+        build_backbone(name, source=str(folder), **base)
+
+
+def test_weights_that_stand_for_others_are_not_missed() -> None:
+    (file,) = (saved("wan2.1-t2v-1.3b") / "text_encoder").glob("*.safetensors")
+    assert "shared.weight" in load_file(file) and "encoder.embed_tokens.weight" not in load_file(file)
+    encoder = load_part(UMT5EncoderModel, Source(str(saved("wan2.1-t2v-1.3b"))), "text_encoder")
+    assert torch.equal(encoder.encoder.embed_tokens.weight, load_file(file)["shared.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "inside"), [("dinov2", "", None), ("siglip", "", "vision_config"), ("svd", "image_encoder", None)]
+)
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_leads_to_no_kernels_from_elsewhere(name: str, part: str, inside: str | None, key: str, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved(name), tmp_path / "model")
+    file = folder / part / "config.json"
+    whole = json.loads(file.read_text())
+    config = whole if inside is None else whole[inside]
+    for value in ("someone/some-kernel", "flash_attention_2", {"": "someone/some-kernel"}):
+        config[key] = value
+        file.write_text(json.dumps(whole))
+        told = re.escape(f"{folder / part} names the attention {value!r}, which is not torch's own: take {key!r} out")
+        with pytest.raises(ValueError, match=told):
+            build_backbone(name, source=str(folder))
+    for value in ("sdpa", "eager", None):
+        config[key] = value
+        file.write_text(json.dumps(whole))
+        build_backbone(name, source=str(folder))
+
+
+@pytest.mark.parametrize(
     ("name", "other", "part", "message"),
     [
         ("svd", "svd", "unet", "is one part of a model, a UNetSpatio.*; pass the folder that holds it, such as"),
@@ -87,6 +141,10 @@ def test_a_folder_of_another_kind_of_model_is_said_to_be_one(name: str, other: s
         ("svd", {"device": "cuda:99", "offload": "model"}, "there is no device 'cuda:99' here"),
         ("svd", {"taps": "mid_block"}, r"taps is a list of names, such as \['mid_block'\]"),
         ("dinov2", {"taps": ["layernorm", "layernorm"]}, "each tap is named once"),
+        ("svd", {"taps": [1]}, r"taps is a list of names, as text; got \[1\]"),
+        ("wan2.1-t2v-1.3b", {"taps": [["a"]], "truncate": True}, r"taps is a list of names, as text; got \[\['a'\]\]"),
+        ("dinov2", {"taps": [None]}, r"taps is a list of names, as text; got \[None\]"),
+        ("dinov2", {"taps": 3}, "taps is a list of names, as text; got 3"),
         ("svd", {"taps": ["mid_blok"]}, "unknown tap 'mid_blok'; .*; did you mean 'mid_block'?"),
         ("dinov2", {"taps": ["layernom"]}, r"unknown taps \['layernom'\]; .*; did you mean 'layernorm'?"),
         ("svd", {"tapps": []}, r"options \['tapps'\]; it knows \['attention', .*; did you mean 'taps'?"),

@@ -231,9 +231,14 @@ def test_truncation_follows_the_taps(tmp_path: Path) -> None:
     assert below.spec.max_horizon == 0 and not below.spec.predicts
     with pytest.raises(ValueError, match=r"unknown taps \['blocks.4'\]; choose from blocks.0-3"):
         load(TI2V, truncate=True, taps=["blocks.4"])
+    other = shutil.copytree(saved("svd") / "unet", tmp_path / "other" / "transformer").parent
+    with pytest.raises(ValueError, match="does not say num_layers: it is of another kind .* class UNetSpatioTemporalCondition"):
+        backbone_class(TI2V).from_pretrained(str(other), truncate=True)
     with pytest.raises(ValueError, match="SvdBackbone cannot be truncated.*leave truncate out"):
         load("svd", truncate=True)
-    for folder, told in ((tmp_path, f"{tmp_path}/transformer has no usable Config"), (tmp_path / "none", "there is no folder")):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for folder, told in ((empty, f"{empty}/transformer has no usable Config"), (tmp_path / "none", "there is no folder")):
         with pytest.raises(FileNotFoundError, match=told):
             backbone_class(TI2V).from_pretrained(str(folder), truncate=True)
 
