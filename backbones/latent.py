@@ -235,16 +235,19 @@ class Prompts:
         self.known: dict[str, dict[str, Tensor]] = {}
 
     @classmethod
-    def by_encoder(cls, tokenizer: Any, encoder: Any, length: int, masked: bool = False) -> Self:
+    def by_encoder(cls, tokenizer: Any, encoder: Any, length: int, masked: bool = False, unheard: bool = False) -> Self:
         """The last hidden states "text" (length, d) of a text encoder, filled up or cut to `length` tokens. Where `masked`, the
-        encoder does not see what is filled up, and "text_mask" (length,) is False there."""
+        encoder does not see what is filled up, and "text_mask" (length,) is False there; with `unheard`, the empty prompt is filled
+        up altogether."""
         encoder.requires_grad_(False).eval()
 
         def encode(prompt: str) -> dict[str, Tensor]:
             tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            tokens = tokens.to(encoder.device)
-            mask = tokens.attention_mask if masked else None
-            text = encoder(tokens.input_ids, attention_mask=mask)[0][0]
+            ids, attended = tokens.input_ids.to(encoder.device), tokens.attention_mask.to(encoder.device)
+            if unheard and not prompt:
+                ids, attended = torch.zeros_like(ids), torch.zeros_like(attended)
+            mask = attended if masked else None
+            text = encoder(ids, attention_mask=mask)[0][0]
             return {"text": text} if mask is None else {"text": text, "text_mask": mask[0].bool()}
 
         return cls(encode)

@@ -17,10 +17,15 @@ from backbones.loading import Source, load_part
 
 DEPTH = 0.4
 """Of the default tap: an early one spares most of ten billion weights."""
+OF_TEXT = (
+    "_context.", ".add_q_proj", ".add_k_proj", ".add_v_proj", ".norm_added_", ".to_add_out", ".caption_proj", ".pooler.to_q",
+    ".pooler.to_kv.weight",
+)  # fmt: skip
+"""In names of parameters, those that text alone reaches."""
 
 
 class MochiBackbone(LatentVideoBackbone):
-    """Mochi's transformer.
+    """Mochi's transformer. Without prompts it attends to no text, as it learnt to go without.
 
     Args:
         transformer, vae, prompts: its parts. taps: transformer_blocks.i. level: share of noise, below 1.
@@ -66,16 +71,17 @@ class MochiBackbone(LatentVideoBackbone):
         return {
             "transformer": transformer,
             "vae": load_part(AutoencoderKLMochi, source, "vae"),
-            "prompts": Prompts.by_encoder(tokenizer, encoder, transformer.config.max_sequence_length, masked=True),
+            # as the published model learnt the empty prompt; diffusers' `force_zeros_for_empty_prompt`
+            "prompts": Prompts.by_encoder(tokenizer, encoder, transformer.config.max_sequence_length, masked=True, unheard=True),
         }
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of `LatentVideoBackbone`, but for what is of text alone: nothing attends to the empty prompt, with which the model
+        learns here, and its pooling is of zeros."""
         super().requires_grad_(requires_grad)
-        # they never learn, or not without prompts: nothing comes after the text's queries in the last block, and the pooling of the
-        # empty prompt has one token to choose from
-        last = self.denoiser.transformer_blocks[-1].attn1
-        for idle in (last.add_q_proj, last.norm_added_q, self.denoiser.time_embed.pooler.to_q):
-            idle.requires_grad_(False)
+        for name, parameter in self.denoiser.named_parameters():
+            if any(part in name for part in OF_TEXT):
+                parameter.requires_grad_(False)
         return self
 
     def encode(self, frames: Tensor) -> Tensor:

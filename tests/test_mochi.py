@@ -10,20 +10,57 @@ from transformers import T5EncoderModel, T5TokenizerFast
 from backbones.latent import Timeline
 from backbones.mochi import MochiBackbone
 from para_video.features import capture
+from tests.published import published
 from tests.tiny_models import calls, cell_changed_by_latents, map_changed_by_frames, saved, sharpen, tiny
 
 
-def test_transformer_answers_and_noise_falls_as_in_diffusers_pipeline() -> None:
-    backbone, folder = tiny("mochi"), saved("mochi")
-    sharpen(backbone.denoiser)
+def pipeline(backbone: MochiBackbone) -> MochiPipeline:
+    """Diffusers' own with the same transformer, and empty prompts as the published model learnt them."""
+    folder = saved("mochi")
     pipe = MochiPipeline(
         FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
         AutoencoderKLMochi.from_pretrained(folder / "vae"),
         T5EncoderModel.from_pretrained(folder / "text_encoder"),
         T5TokenizerFast.from_pretrained(folder / "tokenizer"),
         backbone.denoiser,
+        force_zeros_for_empty_prompt=True,
     )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_nothing_attends_to_the_empty_prompt_as_in_diffusers_pipeline() -> None:
+    backbone = tiny("mochi")
+    wanted, attended = pipeline(backbone)._get_t5_prompt_embeds("", max_sequence_length=6)
+    for prompts in (None, [""]):
+        told = backbone.prompts(prompts, 1, torch.device("cpu"))
+        torch.testing.assert_close(told["text"], wanted)
+        assert torch.equal(told["text_mask"], attended) and not attended.any()
+    assert backbone.prompts(["", "a"], 2, torch.device("cpu"))["text_mask"].sum(1).tolist() == [0, 3]
+    video = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = [backbone.features(video, prompts=prompts).maps for prompts in (None, [""], ["a"])]
+    assert torch.equal(maps[0], maps[1]) and not torch.allclose(maps[0], maps[2])
+
+
+def test_what_is_of_text_alone_does_not_learn() -> None:
+    """In the published model, as in the tiny one, whose rest has gradients: the contract looks at that."""
+    for backbone in (tiny("mochi"), published("mochi")):
+        still = {name for name, parameter in backbone.denoiser.named_parameters() if not parameter.requires_grad}
+        blocks = len(backbone.denoiser.transformer_blocks)
+        assert {name for name in still if "transformer_blocks" not in name} == {
+            "time_embed.caption_proj.weight", "time_embed.caption_proj.bias", "time_embed.pooler.to_kv.weight",
+            "time_embed.pooler.to_q.weight", "time_embed.pooler.to_q.bias",
+        }  # fmt: skip
+        assert sum("transformer_blocks" in name for name in still) == 11 * blocks - 4  # the last one gives no text
+        kept = {name for name, parameter in backbone.denoiser.named_parameters() if parameter.requires_grad}
+        assert all(f"transformer_blocks.{blocks - 1}.attn1.{name}.weight" in kept for name in ("to_q", "to_k", "to_v", "to_out.0"))
+
+
+def test_transformer_answers_and_noise_falls_as_in_diffusers_pipeline() -> None:
+    backbone = tiny("mochi")
+    sharpen(backbone.denoiser)
+    pipe = pipeline(backbone)
     options = {"height": 64, "width": 96, "num_frames": 13, "guidance_scale": 1.0, "max_sequence_length": 6}
     run = lambda: pipe(["a b", "c"], num_inference_steps=4, output_type="latent", **options)  # noqa: E731
     seen = calls(backbone.denoiser, run)
