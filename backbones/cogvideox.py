@@ -17,7 +17,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 from transformers import T5EncoderModel, T5TokenizerFast
 
-from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, check_seen, token_maps
+from backbones.latent import DdpmProcess, LatentVideoBackbone, Prompts, Timeline, block_taps, check_all_seen, check_seen, token_maps
 from backbones.loading import Source, load_part
 
 DEPTH = 0.58
@@ -35,12 +35,13 @@ class CogVideoXBackbone(LatentVideoBackbone):
     Args:
         transformer, vae, scheduler, prompts: its parts; whether it continues an image and how it knows places is in its config.
         taps: transformer_blocks.i. level: the step of the noise process over their number. At 1 the model sees of a clip only the
-            image that it continues; that is the default where nothing else is observed. denoising_steps: by which the future is
-            drawn down to it. max_context, max_horizon: most observed and future frames, by default 1 observed where an image is
-            continued; the first versions learnt clips of 49 at 8 fps, 1.5 of 81 at 16.
+            image that it continues; that is the default where nothing else is observed, and refused where more is.
+        denoising_steps: by which the future is drawn down to it. max_context, max_horizon: most observed and future frames, by
+            default 1 observed where an image is continued; the first versions learnt clips of 49 at 8 fps, 1.5 of 81 at 16.
 
     Raises:
-        ValueError: see `LatentVideoBackbone`; or more frames than a model with learnt positions knows.
+        ValueError: see `LatentVideoBackbone`; a level at which not all observed frames would be seen; or more frames than a model
+            with learnt positions knows.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CogVideoXBackbone(LatentVideoBackbone):
             level = OBSERVED_LEVEL
         if level is not None and not continues_image:
             check_seen(level)
+        check_all_seen(level, DdpmProcess.top, max_context)
         group = config.patch_size_t or 1
         stride = 2 ** (len(vae.config.block_out_channels) - 1) * config.patch_size
         super().__init__(

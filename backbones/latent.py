@@ -296,6 +296,16 @@ def check_seen(level: float) -> None:
         raise ValueError(f"level {level:g} is pure noise, which tells this model nothing of observed frames; choose a lower one")
 
 
+def check_all_seen(level: float | None, top: float, max_context: int) -> None:
+    """Of a model that is given the first observed frame as it is, and sees the others under noise alone; level None is the top one.
+    Raises ValueError where there are others and nothing is seen of them."""
+    if max_context > 1 and level in (None, top):
+        raise ValueError(
+            f"at level {top:g} the model does not see all of {max_context} observed frames; choose a level below {top:g}, or "
+            "max_context 1"
+        )
+
+
 def token_maps(tokens: Tensor, grid: tuple[int, int, int], patch: int = 1) -> Tensor:
     """Tokens (b, s h w / patch^2, c), frame by frame and row by row, as maps (b, s, c, h / patch, w / patch)."""
     s, h, w = grid

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from backbones.clip import clip_pixels
-from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline
+from backbones.latent import EdmProcess, LatentVideoBackbone, Timeline, check_all_seen
 from backbones.loading import Source, load_part, load_vae
 from para_video.features import did_you_mean
 
@@ -28,11 +28,11 @@ class SvdBackbone(LatentVideoBackbone):
     Args:
         unet, vae, image_encoder: its parts. taps: of the U-Net's blocks: down_blocks.i, mid_block, up_blocks.i.
         level: sigma, at most 700. denoising_steps: by which the future is drawn down to it. max_context: most observed frames;
-            by default 8, and one at the highest level, which drowns all but the first in noise. max_horizon: most
-            future frames; the published models learnt clips of 14 and 25 in all. fps: of the clips, as they are told.
+            by default 8, and the one that there can be at the highest level, which drowns all but the first in noise. max_horizon:
+            most future frames; the published models learnt clips of 14 and 25 in all. fps: of the clips, as they are told.
 
     Raises:
-        ValueError: see `LatentVideoBackbone`.
+        ValueError: see `LatentVideoBackbone`; a level at which not all observed frames would be seen.
     """
 
     image_encoder: Any
@@ -53,6 +53,7 @@ class SvdBackbone(LatentVideoBackbone):
     ) -> None:
         process = EdmProcess()
         max_context = max_context if max_context is not None else 1 if level in (None, process.top) else 8
+        check_all_seen(level, process.top, max_context)
         widths, stride = unet.config.block_out_channels, 2 ** (len(vae.config.block_out_channels) - 1)
         shapes = [unet_tap(tap, widths) for tap in taps]
         super().__init__(

@@ -20,7 +20,7 @@ from backbones.contract import (
 )
 from backbones.mini import MiniVideo, _spread, pulled
 from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
-from tests.tiny_models import TINY, saved, tiny
+from tests.tiny_models import TINY, tiny
 
 
 class TinyImage(VideoBackbone):
@@ -97,8 +97,7 @@ def test_the_contract_is_kept(name: str, check: Check) -> None:
         leave_start(backbone)
     if name == "svd" and check is joint_gives_the_features:
         backbone.double()  # at its level float32 rounds one batch and two of it apart by the bound, more so in threads
-    # at svd's level observed frames but the first are drowned in noise
-    check(Trial(backbone, least_change=1e-3 if name == "svd" else 1e-6))
+    check(Trial(backbone, least_change=1e-6))
 
 
 @every_backbone
@@ -402,15 +401,13 @@ def test_impossible_taps_and_levels_are_refused(wrong: dict) -> None:
 
 
 def test_lora_layers_alone_learn_and_begin_without_effect() -> None:
-    plain, backbone = (
-        tiny("svd"),
-        backbone_class("svd").from_pretrained(str(saved("svd")), lora_rank=2, **TINY["svd"].options).eval(),
-    )
-    video = clip(plain.spec, 4)
+    # of double precision: this network makes much of what rounding does
+    plain, backbone = tiny("svd").double(), tiny("svd", lora_rank=2).double()
+    video = clip(plain.spec, 3)
     with torch.no_grad():
-        before, after = (each.features(video[:, :2], horizon=2).maps for each in (plain, backbone))
+        before, after = (each.features(video[:, :1], horizon=2).maps for each in (plain, backbone))
     torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
-    features, loss = backbone.joint(video, 2, generator=generator())
+    features, loss = backbone.joint(video, 1, generator=generator())
     (features.maps.square().mean() + loss).backward()
     taught = {name for name, p in backbone.named_parameters() if p.grad is not None}
     assert taught and all("lora_" in name for name in taught)

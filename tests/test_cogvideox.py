@@ -157,6 +157,13 @@ def test_sizes_and_frames_beyond_learnt_positions_are_refused() -> None:
         CogVideoXBackbone.from_pretrained(str(saved("cogvideox-5b-i2v")), max_context=3, max_horizon=16)
 
 
+@pytest.mark.parametrize("name", ["cogvideox-5b-i2v", "cogvideox1.5-5b-i2v"])
+def test_observed_frames_that_a_level_drowns_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="at level 1 the model does not see all of 3 observed frames; choose a level below 1, or"):
+        tiny(name, level=1.0, max_context=3)
+    assert tiny(name, max_context=3).level < 1 and tiny(name, level=1.0).spec.contexts == (1, 1)
+
+
 def test_unknown_taps_and_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown taps \['transformer_blocks.3'\]; choose from transformer_blocks.0-2"):
         CogVideoXBackbone.from_pretrained(str(saved("cogvideox-2b")), taps=["transformer_blocks.3"])

@@ -325,6 +325,14 @@ def test_the_highest_level_is_the_highest_however_it_is_given() -> None:
         assert tiny("svd", level=level, max_context=None).spec.contexts == (1, most)
 
 
+@pytest.mark.parametrize("level", [None, 700.0])
+def test_observed_frames_that_a_level_drowns_are_refused(level: float | None) -> None:
+    told = "at level 700 the model does not see all of 2 observed frames; choose a level below 700, or max_context 1"
+    with pytest.raises(ValueError, match=told):
+        tiny("svd", level=level, max_context=2)
+    assert tiny("svd", level=10.0, max_context=2).spec.contexts == (1, 2)
+
+
 def test_a_horizon_that_fills_no_map_is_refused_in_training() -> None:
     for ask in (Oracle().joint, Oracle().generative_loss):
         with pytest.raises(ValueError, match="joint needs a multiple of 4 future frames, got 6; crop the clip"):

@@ -486,7 +486,9 @@ CAUSAL = {"max_context": 6, "max_horizon": 7}
 VERSION_1_5 = {"patch_size_t": 2, "patch_bias": False}
 
 TINY = {
-    "svd": Tiny(svd, {"max_context": 3, "max_horizon": 4}),
+    "svd": Tiny(svd, {"max_horizon": 4}),
+    # where frames after the first are seen, under noise
+    "svd-xt": Tiny(svd, {"max_context": 4, "max_horizon": 4, "level": 1.0}),
     "wan2.1-t2v-1.3b": Tiny(wan, CAUSAL),
     "wan2.1-i2v-14b": Tiny(partial(wan, image=True), CAUSAL),
     "wan2.2-ti2v-5b": Tiny(partial(wan, patch=2), CAUSAL),
