@@ -125,6 +125,9 @@ class Decoded:
         """The maps of a tap."""
         if tap == "encoder":
             return torch.cat([_spread(maps.frames(), 2**scale) for scale, maps in enumerate(self.encoded)], 1)
+        if tap == "coarse":
+            assert self.coarse is not None
+            return _reaching_on(self.coarse)
         if tap != "joined":
             return getattr(self, tap)
         assert self.middle is not None and self.fine is not None
@@ -347,7 +350,7 @@ class MiniVideo(VideoBackbone):
         self._check_predicts()
         b, shown = len(clip), _shown(observed, since)
         if self.level < 1:
-            features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed, since=since)
+            features = self.features(clip[:, :observed], horizon=clip.shape[1] - observed, since=since, generator=generator)
             return features, self.generative_loss(clip, observed, generator=generator)
         drawn = _random_levels(b, clip.device, generator)
         sigma = torch.cat([torch.ones_like(drawn), drawn])
@@ -463,8 +466,13 @@ def _spread(maps: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return maps
     h, w = maps.shape[2:]
-    beyond = F.pad(maps, (0, 1, 0, 1), mode="replicate")
-    return F.interpolate(beyond, (factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True)[..., :-1, :-1]
+    return F.interpolate(_reaching_on(maps), (factor * h + 1, factor * w + 1), mode="bilinear", align_corners=True)[..., :-1, :-1]
+
+
+def _reaching_on(maps: Tensor) -> Tensor:
+    """Of what strided convolutions gave, with the last row and column once more: cells lie so far to the left and the top of what
+    they stand for that the image ends beyond them."""
+    return F.pad(maps, (0, 1, 0, 1), mode="replicate")
 
 
 def _shown(t: int, since: float | None) -> int:

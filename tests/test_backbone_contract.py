@@ -9,17 +9,22 @@ from backbones import CATALOGUE, backbone_class, build_backbone, import_string
 from backbones.contract import (
     CHECKS,
     GENERATIVE,
+    Broken,
     Check,
     Trial,
+    changes_in_place,
+    changes_in_time,
     checks_of,
     gradients_reach_all,
     joint_gives_the_features,
     leave_start,
+    places_as_declared,
     the_future_stays_out,
     the_loss_is_seeded,
 )
 from backbones.mini import MiniVideo, _spread, pulled
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sinusoid, stride_affine
+from backbones.verify import LEAST_SIDE
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, sampled, sinusoid, stride_affine
 from tests.tiny_models import TINY, tiny
 
 
@@ -28,7 +33,7 @@ class TinyImage(VideoBackbone):
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
-        self.spec = FeatureSpec(channels, 7, span=1, predicts=False, contexts=(1, 3), max_horizon=0, size_multiple=4)
+        self.spec = FeatureSpec(channels, 7, span=1, predicts=False, contexts=(1, 4), max_horizon=0, size_multiple=4)
         self.patch = nn.Conv2d(3, channels, 7, 7)
 
     def features(
@@ -50,7 +55,7 @@ class TinyImage(VideoBackbone):
 
 
 SMALL: dict[str, dict] = {
-    "mini": {"width": 8, "channels": 12, "depth": 1, "max_context": 3, "max_horizon": 6},
+    "mini": {"width": 8, "channels": 12, "depth": 1, "max_context": 4, "max_horizon": 6},
     f"{__name__}:TinyImage": {},
 }
 """Options of what is built small, without a checkpoint. A new family of the catalogue adds a line here or in `TINY`."""
@@ -183,9 +188,26 @@ def test_mini_s_coarser_maps_lie_where_they_say() -> None:
         spread = _spread(maps, factor)
         assert spread.shape[2:] == (3 * factor, 4 * factor) and torch.equal(spread[..., ::factor, ::factor], maps)
         assert float(spread[0, 0, 0, factor // 2]) == 0.5
-    coarse = MiniVideo(width=8, channels=8, depth=1, tap="coarse").features(torch.rand(1, 1, 3, 32, 32)).image_to_map
+    coarse = MiniVideo(width=8, channels=8, depth=1, tap="coarse").features(torch.rand(1, 1, 3, 32, 32))
     middle_of_its_stem_cell = torch.tensor([1.5, 1.5, 1.0])
-    assert (coarse @ middle_of_its_stem_cell).tolist() == [0, 0]
+    assert (coarse.image_to_map @ middle_of_its_stem_cell).tolist() == [0, 0]
+    # what is read beyond the last cell of its own is as before
+    cells = torch.rand(1, 5, 5, 2, generator=generator()) * 3 - 0.5
+    torch.testing.assert_close(sampled(coarse.maps[0], cells), sampled(coarse.maps[0, ..., :-1, :-1], cells))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "checks"),
+    [
+        ("mini", {}, (places_as_declared, changes_in_place, changes_in_time)),
+        ("mini-procedural", {}, (places_as_declared, changes_in_place, changes_in_time)),
+        ("mini", {"tap": "coarse"}, (places_as_declared,)),
+    ],
+)
+def test_the_shipped_weights_know_places_and_times(name: str, options: dict, checks: tuple[Check, ...]) -> None:
+    trial = Trial(build_backbone(name, **options).eval(), (LEAST_SIDE, LEAST_SIDE))
+    for check in checks:
+        check(trial)
 
 
 def test_mini_takes_frames_of_any_precision() -> None:
@@ -354,7 +376,8 @@ def test_taps_of_mini_are_as_declared_and_skip_what_comes_later(tap: str, channe
     with torch.no_grad(), capture(backbone, "time", "up2", "up1") as seen:
         maps = backbone.features(clip(backbone.spec, 2), horizon=6).maps
     assert (backbone.spec.channels, backbone.spec.stride) == (channels, stride)
-    assert maps.shape == (2, 4, channels, 64 // stride, 64 // stride)
+    cells = 64 // stride + (tap == "coarse")  # the image ends beyond the last of the cells that attention sees
+    assert maps.shape == (2, 4, channels, cells, cells)
     assert seen.keys() == {"time", "up2", "up1"} - set(later)
     with torch.no_grad():  # what is read while the model learns to predict is the same
         video = clip(backbone.spec, 2)
@@ -392,6 +415,22 @@ def test_features_at_a_lower_level_are_seeded_and_the_same_for_any_batch() -> No
         assert torch.equal(drawn[0], drawn[1]) and not torch.allclose(drawn[0], drawn[2])
         joint, _ = backbone.joint(torch.cat([video, clip(backbone.spec, 6, seed=5)], 1), 2)
         torch.testing.assert_close(joint.maps, both, atol=1e-5, rtol=1e-4)
+
+
+class Unseeded(MiniVideo):
+    """Its features in `joint` know no generator."""
+
+    def joint(self, clip: Tensor, observed: int, *, since=None, prompts=None, generator=None) -> tuple[VideoFeatures, Tensor]:
+        return super().joint(clip, observed, since=since)
+
+
+def test_features_at_a_lower_level_are_of_the_generator_in_joint_too() -> None:
+    seeded, unseeded = (kind(**SMALL["mini"], **NOISY).eval() for kind in (MiniVideo, Unseeded))
+    for backbone in (seeded, unseeded):
+        leave_start(backbone)
+    joint_gives_the_features(Trial(seeded))
+    with pytest.raises(Broken, match="the features of joint are not those of the observed frames"):
+        joint_gives_the_features(Trial(unseeded))
 
 
 @pytest.mark.parametrize("wrong", [{"tap": "finest"}, {"level": 0.0}, {"level": 1.2}, {"denoising_steps": 0}])

@@ -176,7 +176,7 @@ def test_the_norm_is_the_library_s_own_output(name: str, call) -> None:
         tokens = call(backbone.model, backbone.prepare(video)).last_hidden_state
         maps = backbone.features(video).maps
     if name == "timesformer":
-        expected = tokens[:, 1:].reshape(1, 8, 8, 3, -1).permute(0, 3, 4, 1, 2)
+        expected = tokens[:, 1:].reshape(1, 8, 8, backbone.clip, -1).permute(0, 3, 4, 1, 2)
     else:
         expected = tokens[:, -maps[0, :, 0].numel() :].unflatten(1, (maps.shape[1], *maps.shape[-2:])).movedim(-1, 2)
     assert torch.equal(maps, expected)

@@ -353,7 +353,7 @@ def test_layers_beside_a_loaded_video_model_learn_to_predict_and_to_act(tmp_path
     ("name", "options", "message"),
     [
         ("svd", {"size": 100}, "multiples of 64 px, got 100: pass --size 128"),
-        ("dinov2", {"context": 3}, "refuses: 3 observed frames; this backbone takes 1 to 2"),
+        ("dinov2", {"context": 5}, "refuses: 5 observed frames; this backbone takes 1 to 4"),
         ("svd", {}, "refuses: horizon 6; this backbone predicts 0 to 4 .*--backbone-options"),
         (
             "wan2.1-i2v-14b",
@@ -402,13 +402,11 @@ def test_an_offloaded_model_is_for_one_process(script, tmp_path, monkeypatch):
 
 def test_circles_are_found_on_a_frozen_loaded_model(tmp_path):
     out = tmp_path / "run"
-    config = circles.CirclesConfig(
-        out=out, steps=2, batch_size=2, size=64, held_out=8, train="heads", **tiny_options("dinov2", max_context=4)
-    )
+    config = circles.CirclesConfig(out=out, steps=2, batch_size=2, size=64, held_out=8, train="heads", **tiny_options("dinov2"))
     circles.main(config)
     assert not [key for key in read_weights(out) if key.startswith("backbone.")]
     with pytest.raises(ValueError, match="refuses: 4 observed frames"):
-        circles.main(replace(config, out=tmp_path / "other", **tiny_options("dinov2")))
+        circles.main(replace(config, out=tmp_path / "other", **tiny_options("dinov2", max_context=2)))
 
 
 def test_policies_start_from_the_same_backbone(tmp_path, monkeypatch):

@@ -353,7 +353,7 @@ def timesformer(folder: Path) -> None:
     from transformers import TimesformerConfig, TimesformerForVideoClassification
 
     torch.manual_seed(0)
-    TimesformerForVideoClassification(TimesformerConfig(image_size=64, patch_size=8, num_frames=3, **VIT)).save_pretrained(folder)
+    TimesformerForVideoClassification(TimesformerConfig(image_size=64, patch_size=8, num_frames=4, **VIT)).save_pretrained(folder)
 
 
 def vivit(folder: Path) -> None:
@@ -499,7 +499,7 @@ TINY = {
     "cogvideox1.5-5b": Tiny(partial(cogvideox, **VERSION_1_5), {"max_context": 9, "max_horizon": 8}),
     "cogvideox1.5-5b-i2v": Tiny(partial(cogvideox, image=True, ofs_embed_dim=16, **VERSION_1_5), {"max_horizon": 8}),
     "mochi": Tiny(mochi, {"max_context": 7, "max_horizon": 12}),
-    "animatediff": Tiny(animatediff, {"max_context": 3, "max_horizon": 4, "base": "{folder}/base"}),
+    "animatediff": Tiny(animatediff, {"max_context": 4, "max_horizon": 4, "base": "{folder}/base"}),
     "ltx": Tiny(ltx, {"max_context": 4, "max_horizon": 9}),
     "ltx-0.9.5": Tiny(partial(ltx, newer=True), {"max_context": 10, "max_horizon": 8}),
     "hunyuan": Tiny(hunyuan, {"max_context": 3, "max_horizon": 5, "denoising_steps": 1}),
@@ -508,13 +508,13 @@ TINY = {
     "videomae": Tiny(videomae, {}),
     "timesformer": Tiny(timesformer, {}),
     "vivit": Tiny(vivit, {}),
-    "dinov2": Tiny(dinov2, {"max_context": 2}),
-    "dinov2-registers": Tiny(dinov2_registers, {"max_context": 2}),
-    "dinov3": Tiny(dinov3, {"max_context": 2}),
-    "dinov3-convnext": Tiny(dinov3_convnext, {"max_context": 2}),
-    "siglip": Tiny(siglip, {"max_context": 2}),
-    "siglip2-naflex": Tiny(siglip2_naflex, {"max_context": 2}),
-    "efficientnet-lite0": Tiny(efficientnet, {"max_context": 2}),
+    "dinov2": Tiny(dinov2, {"max_context": 4}),
+    "dinov2-registers": Tiny(dinov2_registers, {"max_context": 4}),
+    "dinov3": Tiny(dinov3, {"max_context": 4}),
+    "dinov3-convnext": Tiny(dinov3_convnext, {"max_context": 4}),
+    "siglip": Tiny(siglip, {"max_context": 4}),
+    "siglip2-naflex": Tiny(siglip2_naflex, {"max_context": 4}),
+    "efficientnet-lite0": Tiny(efficientnet, {"max_context": 4}),
     "hunyuan-1.5": Tiny(hunyuan15, {"max_context": 3, "max_horizon": 5, "denoising_steps": 1}),
     "hunyuan-1.5-i2v": Tiny(partial(hunyuan15, image=True), {"max_horizon": 8}),
 }
