@@ -66,10 +66,15 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of one backbone, and what its class says of itself."""
     spec, kind = row["spec"], backbone_class(row["name"])
     options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
-    for name, taken in {"attention": "attentions", "lora_rank": "lora_layers"}.items():
-        if not getattr(kind, taken, True):  # refused, whatever the value
+    taken = {
+        "attention": "attentions", "lora_rank": "lora_layers", "truncate": "stack", "gradient_checkpointing": "checkpointing",
+    }  # fmt: skip
+    for name, what in taken.items():
+        if not getattr(kind, what, True):  # refused, whatever the value
             options.pop(name, None)
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
+    if row["most_px"] is not None:
+        sides = f"sides up to {row['most_px']} px (at scale 1)"
     low, high = spec["contexts"]
     return [
         ("family", row["family"]),

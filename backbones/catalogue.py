@@ -30,6 +30,7 @@ class Facts:
     Args:
         family: one of `FAMILIES`. spec: what it declares. taps: what is read of it.
         parameters: of all that is loaded but text encoders. text_parameters: of these, which keep a device of their own.
+        most_px: longest side, at scale 1, of frames that an encoder takes; None for any, and for video diffusion.
         licence: of the published weights; None where it is not known here. gated: whether the hub asks for a login and an accepted
             licence; None where it is not known here. extra: of this package's, where it needs packages beyond the required ones.
     """
@@ -39,6 +40,7 @@ class Facts:
     taps: tuple[str, ...]
     parameters: int
     text_parameters: int = 0
+    most_px: int | None = None
     licence: str | None = None
     gated: bool | None = None
     extra: str | None = None
@@ -50,7 +52,7 @@ def _generates(channels: int, stride: int, span: int, most: int, max_horizon: in
 
 
 def _sees(channels: int, stride: int, span: int, most: int, max_horizon: int = 0) -> FeatureSpec:
-    """Of an encoder that observes 1 to `most` frames of any size."""
+    """Of an encoder that observes 1 to `most` frames of any size, or of any up to its `most_px`."""
     return FeatureSpec(channels, stride, span, max_horizon > 0, (1, most), max_horizon, 1)
 
 
@@ -108,12 +110,12 @@ FACTS = {
         QWEN_2_5_7B + BYT5_SMALL),
     "hunyuan-1.5-i2v": Facts(DIFFUSION, _generates(2048, 16, 4, 1, 16, 16), ("transformer_blocks.27",), 10_015_467_875,
         QWEN_2_5_7B + BYT5_SMALL),
-    "vjepa2-large": Facts(ENCODER, _sees(1024, 16, 2, 16, 16), ("encoder.layernorm",), 325_971_328, licence="MIT"),
-    "vjepa2-huge": Facts(ENCODER, _sees(1280, 16, 2, 16, 16), ("encoder.layernorm",), 653_930_880, licence="MIT"),
-    "vjepa2-giant": Facts(ENCODER, _sees(1408, 16, 2, 16, 16), ("encoder.layernorm",), 1_034_555_264, licence="MIT"),
-    "videomae": Facts(ENCODER, _sees(768, 16, 2, 16), ("encoder.layer.8",), 64_964_352, licence="CC-BY-NC-4.0"),
-    "timesformer": Facts(ENCODER, _sees(768, 16, 1, 8), ("encoder.layer.8",), 91_131_648, licence="CC-BY-NC-4.0"),
-    "vivit": Facts(ENCODER, _sees(768, 16, 2, 32), ("layers.8",), 67_973_376),
+    "vjepa2-large": Facts(ENCODER, _sees(1024, 16, 2, 16, 16), ("encoder.layernorm",), 325_971_328, most_px=256, licence="MIT"),
+    "vjepa2-huge": Facts(ENCODER, _sees(1280, 16, 2, 16, 16), ("encoder.layernorm",), 653_930_880, most_px=256, licence="MIT"),
+    "vjepa2-giant": Facts(ENCODER, _sees(1408, 16, 2, 16, 16), ("encoder.layernorm",), 1_034_555_264, most_px=256, licence="MIT"),
+    "videomae": Facts(ENCODER, _sees(768, 16, 2, 16), ("encoder.layer.8",), 64_964_352, most_px=224, licence="CC-BY-NC-4.0"),
+    "timesformer": Facts(ENCODER, _sees(768, 16, 1, 8), ("encoder.layer.8",), 91_131_648, most_px=224, licence="CC-BY-NC-4.0"),
+    "vivit": Facts(ENCODER, _sees(768, 16, 2, 32), ("layers.8",), 67_973_376, most_px=224),
     "dinov2": Facts(IMAGE, _sees(768, 14, 1, 16), ("layernorm",), 86_580_480, licence="Apache-2.0"),
     "dinov2-registers": Facts(IMAGE, _sees(768, 14, 1, 16), ("layernorm",), 86_583_552, licence="Apache-2.0"),
     "dinov3": Facts(IMAGE, _sees(768, 16, 1, 16), ("norm",), 85_660_416, licence="DINOv3", gated=True),

@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import backbone_class, build_backbone, catalogue_entry
+from backbones import backbone_class, backbone_options, build_backbone, catalogue_entry
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import Augmentation, DemoBatches, circle_batch
 from para_video.circles import CircleVideos
@@ -126,8 +126,10 @@ class CompareConfig:
             raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
         for name in self.backbones:
             catalogue_entry(_named(name)[0])
-        if not isinstance(json.loads(self.options), dict):
+        if not isinstance(options := json.loads(self.options), dict):
             raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
+        for name, each in options.items():
+            backbone_options(_named(name)[0], json.dumps(each))  # to tell at once what is wrong with them
 
     def rows(self) -> Rows:
         """What is known, in the folder `out`. Raises ValueError if it was measured with other settings."""

@@ -66,6 +66,7 @@ class Dinov3ConvNextBackbone(ImageBackbone):
     blocks, norm = "model.stages", None
     depth_option = None
     lora_layers = ("pointwise_conv1", "pointwise_conv2")
+    checkpointing = False
     attentions = ()
 
     def __init__(

@@ -39,6 +39,7 @@ class EfficientNetBackbone(ImageBackbone):
     stem = ("_conv_stem", "_bn0")
     blocks, norm = "_blocks", None
     depth_option = None
+    checkpointing = False
     attentions = ()
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
 

@@ -51,6 +51,8 @@ class EncoderBackbone(VideoBackbone):
     """The config's number of blocks: what the taps do not need is then not even loaded."""
     lora_layers: tuple[str, ...] = ()
     """Projections of a block's attention that LoRA layers are put beside."""
+    checkpointing = True
+    """Whether the library has gradient checkpointing for the model."""
     attention: str | None = None
     attentions: tuple[str, ...] = ("sdpa", "eager")
     """Kernels of attention that can be chosen."""

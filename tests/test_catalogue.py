@@ -36,6 +36,7 @@ def test_facts_are_those_of_the_published_model(name: str) -> None:
     assert facts.taps == (getattr(backbone, "taps", None) or (backbone.tap,))
     assert facts.parameters == sum(parameter.numel() for parameter in backbone.parameters())
     assert facts.text_parameters == text_parameters(name)
+    assert facts.most_px == getattr(backbone, "most", None)
     if name in DENOISERS:
         billion = sum(parameter.numel() for parameter in backbone.denoiser.parameters()) / 1e9
         assert billion == pytest.approx(DENOISERS[name], rel=0.02)
@@ -101,8 +102,27 @@ def test_one_backbone_is_told_with_its_options(capsys: pytest.CaptureFixture) ->
     assert "base='stable" in shown and "offload='none'" in shown, "its own and those of all that draw futures"
     assert "base: hub id" in shown and "offload: for frozen use" in shown
     main(ListConfig("efficientnet-lite0"))
-    listed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("options: "))
+    listed = told("options", capsys)
     assert "scale=1.0" in listed and "lora_rank" not in listed and "attention" not in listed, "which it refuses"
+
+
+def told(title: str, capsys: pytest.CaptureFixture) -> str:
+    return next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{title}: "))
+
+
+def test_options_that_a_model_refuses_are_not_listed(capsys: pytest.CaptureFixture) -> None:
+    for name, option in (("svd", "truncate"), ("efficientnet-lite0", "gradient_checkpointing"), ("mochi", "truncate")):
+        main(ListConfig(name))
+        assert option not in told("options", capsys)
+    for name, option in (("wan2.1-t2v-1.3b", "truncate=False"), ("dinov2", "gradient_checkpointing=False")):
+        main(ListConfig(name))
+        assert option in told("options", capsys)
+
+
+def test_the_largest_frames_are_told_where_there_are_some(capsys: pytest.CaptureFixture) -> None:
+    for name, sides in (("videomae", "sides up to 224 px (at scale 1)"), ("vjepa2-large", "up to 256 px"), ("dinov2", "any size")):
+        main(ListConfig(name))
+        assert sides in told("frames", capsys)
 
 
 def test_help_shows_each_example_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -133,6 +133,21 @@ def test_clips_are_as_long_as_a_backbone_takes_them():
         assert compare.taken(backbone) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ('{"mini": 3}', "options of a backbone are a JSON object .*, got '3'"),
+        ('{"mini@random": "{}"}', "options of a backbone are a JSON object"),
+        ('{"minni": {}}', "unknown backbone 'minni'; did you mean 'mini'"),
+        ('{"mini@rndom": {}}', "unknown weights 'rndom'"),
+        ('{"svd": {"source": 3}}', "source is a model's name on the hub or a folder, as text; got 3"),
+    ],
+)
+def test_impossible_options_of_a_backbone_are_told_before_any_is_measured(options, told):
+    with pytest.raises(ValueError, match=told):
+        CompareConfig(("mini",), options=options)
+
+
 @pytest.mark.parametrize("options", [{"scenes": 0}, {"episodes": -1}, {"options": "[]"}, {"tasks": ()}, {"azimuths": ()}])
 def test_impossible_settings_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -208,7 +208,7 @@ def test_another_kind_of_model_is_not_made_of_random_weights() -> None:
 
 @every_encoder
 def test_checkpointing_gives_the_same_gradients_or_is_refused(name: str) -> None:
-    if name in ("dinov3-convnext", "efficientnet-lite0"):
+    if not backbone_class(name).checkpointing:
         with pytest.raises(ValueError, match="has no gradient checkpointing; leave it out"):
             load(name, gradient_checkpointing=True)
         return

@@ -181,6 +181,16 @@ def test_a_key_tells_what_is_read_of_a_loaded_model_and_how():
     assert key("svd", offload="model", device="cpu") == key("svd")
 
 
+def test_a_key_tells_on_which_type_of_device(monkeypatch):
+    policy, batches = make_policy(), make_batches()
+    keys = []
+    for device in ("cpu", "cuda", "cuda:1"):
+        monkeypatch.setattr(type(policy.backbone), "device", torch.device(device))
+        monkeypatch.setattr(feature_cache, "precision_of", lambda _: "float32")
+        keys.append(cache_key(policy, batches, 1, 32))
+    assert keys[0] != keys[1] == keys[2]
+
+
 def test_a_key_tells_which_text_encoder_there_is():
     def key(value: float) -> str:
         backbone = tiny("cogvideox-2b")
