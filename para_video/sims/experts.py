@@ -59,8 +59,8 @@ class GraspExpert(ABC):
         """Where the hand that holds the object goes."""
 
 
-class PuckExpert(GraspExpert):
-    """Takes the puck, and brings it to its goal on the table or in the air."""
+class PushExpert(GraspExpert):
+    """Takes the puck, and draws it over the table to its goal."""
 
     GRASP_M, HELD = (-0.006, 0.0, 0.03), 0.6
 
@@ -123,8 +123,7 @@ EXPERTS: dict[str, type[GraspExpert]] = {
     "coffee-pull-v3": CoffeePullExpert,
     "hammer-v3": HammerExpert,
     "handle-pull-v3": HandlePullExpert,
-    "pick-place-v3": PuckExpert,
-    "push-v3": PuckExpert,
+    "push-v3": PushExpert,
     "shelf-place-v3": ShelfPlaceExpert,
 }
 """By task."""
