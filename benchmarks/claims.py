@@ -191,7 +191,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "demos",
-            "Success grows with demonstrations (above five, trained on in another way), and PARA needs the fewest.",
+            "Success grows with demonstrations, and PARA needs the fewest. (From five to ten, which are trained on in another way, "
+            "it falls on pick-place.)",
             (side(NUMBERS, "para"), side((5, 20), "regression", "act", references=False)),
             (quick((5, 20), "para"), quick(20, "regression", "act", references=False)),
         ),
