@@ -187,19 +187,25 @@ def changes_in_place(trial: Trial) -> None:
         _need_change_at(change, before, centre)
 
 
+LAID_BESIDE = 0.5
+"""Share of the largest change in a map that all others reach where a frame is laid beside them all."""
+
+
 def changes_in_time(trial: Trial) -> None:
     """Where a patch of one observed frame is another, the map that describes this frame changes most, and there about the patch.
     Frames that features hardly show, as at a level of noise that drowns them, say nothing of it; nor do the first one, with which a
-    model may begin all its maps, and the last, which it may lay beside them all (`changes_in_place` is of that one)."""
+    model may begin all its maps, and the last where it is laid beside them all, so that each changes about as much."""
     observed = trial.spec.contexts[1]
     video = trial.clip(observed, b=4, least=max(64, 4 * trial.spec.stride)) * 0.2 + 0.4
     before = trial.features(video)
     seen = before.spans[:, 1] <= 0
-    for frame in {observed // 2, observed - 2} & set(range(1, observed - 1)):
+    for frame in {observed // 2, observed - 1} - {0}:
         moved, centre = _patched(trial, video, frame, PLACES[frame % len(PLACES)])
         change = (trial.features(moved).maps - before.maps)[:, seen].square().sum(2).mean(0).cpu()
         per_map = change.sum((1, 2))
         if float(change.max()) <= trial.least_change * float(before.maps.square().sum(2).mean()):
+            continue
+        if frame == observed - 1 and float(per_map.min()) > LAID_BESIDE * float(per_map.max()):
             continue
         first, last = before.spans[seen][int(per_map.argmax())].tolist()
         time = frame + 1 - observed

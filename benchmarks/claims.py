@@ -541,13 +541,14 @@ def views_of(rows: Sequence[Row], arm: str) -> list[str]:
 
 
 def draw_circles(path: Path, rows: Sequence[Row]) -> None:
-    numbers = sorted({row["demos"] for row in rows})
+    """Of those numbers of demonstrations that both arms have on the same tasks and seeds; others would not compare."""
+    found = {
+        demos: {arm: outcomes(rows, policy="para", arm=arm, demos=demos) for arm in ("circles", "scratch")}
+        for demos in sorted({row["demos"] for row in rows})
+    }
+    alike = {demos: arms for demos, arms in found.items() if arms["circles"].keys() == arms["scratch"].keys()}
     cells = {
-        f"PARA, {arm}": {
-            counted(demos, "demo"): bar(found)
-            for demos in numbers
-            if (found := outcomes(rows, policy="para", arm=arm, demos=demos))
-        }
+        f"PARA, {arm}": {counted(demos, "demo"): bar(arms[arm]) for demos, arms in (alike or found).items() if arms[arm]}
         for arm in ("circles", "scratch")
     }
     success_bars(path, present(cells), title="Pretrained on circles, or not")

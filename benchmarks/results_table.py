@@ -16,10 +16,10 @@ from typing import Any
 
 import tyro
 
+from finetune.grid import of_another_expert
 from finetune.robot import RobotConfig
 from para_video.figures import display_name, markdown_table, write_place
 from para_video.runs import plain_settings, precision_in
-from para_video.sims.experts import recipe
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
 from pretrain.video import VideoConfig
@@ -180,8 +180,7 @@ def way(summary: dict[str, Any]) -> str:
 
 
 def _older_expert(summary: dict[str, Any]) -> str:
-    """To be appended; summaries that do not tell are of Meta-World's experts."""
-    return "; an earlier expert" if summary.get("expert", 0) not in (None, recipe(summary["task"])) else ""
+    return "; an earlier expert" if of_another_expert(summary) else ""
 
 
 def video_table(summary: dict[str, Any]) -> str:

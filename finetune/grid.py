@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -79,9 +80,10 @@ def counts(row: Row) -> bool:
     return row["schedule"] == asdict(DEFAULT_SCHEDULE) and not of_another_expert(row)
 
 
-def of_another_expert(row: Row) -> bool:
-    """Whether a row tells that its demonstrations are of another expert than today's."""
-    return row.get("expert", recipe(row["task"])) != recipe(row["task"])
+def of_another_expert(told: Mapping[str, Any]) -> bool:
+    """Whether a row or a run's summary tells that its demonstrations are of another expert than today's; not of those that a user
+    gave, nor where it does not tell."""
+    return told.get("expert") not in (None, recipe(told["task"]))
 
 
 # -------------------------------------------------------------------- what rows say

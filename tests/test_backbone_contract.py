@@ -1,5 +1,7 @@
 """The contract that every backbone of the catalogue keeps, and a tiny one loaded by its import string."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,6 +196,16 @@ def test_mini_s_coarser_maps_lie_where_they_say() -> None:
     # what is read beyond the last cell of its own is as before
     cells = torch.rand(1, 5, 5, 2, generator=generator()) * 3 - 0.5
     torch.testing.assert_close(sampled(coarse.maps[0], cells), sampled(coarse.maps[0, ..., :-1, :-1], cells))
+
+
+def test_the_last_of_two_frames_is_looked_for_in_its_own_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = TinyImage().eval()
+    backbone.spec = replace(backbone.spec, contexts=(1, 2))
+    changes_in_time(Trial(backbone))
+    read = backbone.features
+    monkeypatch.setattr(backbone, "features", lambda *a, **o: (found := read(*a, **o)).with_maps(found.maps.flip(1)))
+    with pytest.raises(Broken, match="frame 0 changes the map of frames -1 to -1 most"):
+        changes_in_time(Trial(backbone))
 
 
 @pytest.mark.parametrize(

@@ -319,13 +319,8 @@ def test_what_bounds_policies_stands_under_the_view_that_it_was_measured_in():
 def test_runs_that_learnt_from_an_earlier_expert_are_told_so():
     way = runpy.run_path(str(ROOT / "benchmarks" / "results_table.py"))["way"]
     summary = {"task": "push-v3", "schedule": {"executed": 2}, "config": {"state_noise": 1.0}}
-    own = {"expert": recipe("push-v3")}
-    assert [way(each) for each in (summary | own, summary, summary | {"expert": None}, {**summary, "task": "reach-v3"})] == [
-        "2; roughly",
-        "2; roughly; an earlier expert",
-        "2; roughly",
-        "2; roughly",
-    ]
+    told = [way(summary | {"expert": each}) for each in (recipe("push-v3"), recipe("push-v3") - 1, None)]
+    assert told == ["2; roughly", "2; roughly; an earlier expert", "2; roughly"]
 
 
 def test_the_errors_of_circles_are_told_of_the_policy_that_made_them():
