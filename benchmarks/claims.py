@@ -6,8 +6,8 @@
     python benchmarks/claims.py --estimate         # what is missing, and how long it will take
 
 Rows go to results/claims/NAME.json cell by cell, seed by seed; run it again after a cut, and it goes on. Policies and logs are kept
-in runs/claims: an experiment that needs a policy which another one has trained takes that one. After a change to how policies are
-trained, remove that folder and the results.
+in runs/claims: an experiment that needs a policy, or a cell, which another one has takes that one. After a change to how policies
+are trained, remove that folder and the results.
 
 All policies start from robot.py's own default: the shipped video model, and what fits of a PARA head that learnt circles on it: all
 of PARA but its last layer, most of regression's trunk, and nothing of ACT. Heads start fresh under heads, and in one arm of
@@ -53,6 +53,7 @@ from finetune.suite import (
     outdated,
     probed_rates,
     run_jobs,
+    share_rows,
     stored,
 )
 from finetune.suite_page import (
@@ -373,7 +374,9 @@ def main(config: Config) -> None:
         names = tuple(name for name in names if name != "circles")
     failed: Mapping[str, str] = {}
     if not config.draw:
-        jobs = missing_jobs(suite, {name: config.grids(name) for name in names})
+        grids = {name: config.grids(name) for name in names}
+        share_rows(suite, grids)
+        jobs = missing_jobs(suite, grids)
         rates = (known_rates(suite) or probed_rates(suite, jobs, config.workers)) if jobs else None
         if rates is not None:
             minutes = sum(job.seconds(rates) for job in jobs) / max(config.workers, 1) / 60

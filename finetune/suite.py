@@ -267,6 +267,22 @@ def missing_jobs(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> lis
     return [job for _, job in sorted(jobs.values(), key=lambda entry: entry[0])]
 
 
+def share_rows(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> None:
+    """Give experiments those cells that another one has measured: of the same policy, or references, in the same view."""
+    kept: dict[tuple[str | None, str, str], Row] = {}
+    for path in suite.results.glob("*.json"):
+        for row in stored(suite.results, path.stem).find():
+            key = (row.get("trained_on"), row["policy"], row["view"])
+            kept[key] = max(kept.get(key, row), row, key=lambda each: len(each["succeeded"]))
+    for job in missing_jobs(suite, experiments):
+        policies = (job.policy,) if isinstance(job, PolicyJob) else REFERENCES
+        for cell in job.wanted:
+            rows = [kept.get((job.name, policy, cell.view)) for policy in policies]
+            for row in rows if all(_counts(row, job.name, cell.episodes) for row in rows) else ():
+                episodes = {name: row[name][: cell.episodes] for name in ("succeeded", "held")}
+                suite.rows(cell.experiment).add({**row, **episodes, "arm": cell.arm})
+
+
 def _counts(row: Row | None, name: str, episodes: int) -> bool:
     """Whether a row, if there is one, is of the policy or the references, the schedule and the episodes that are wanted."""
     if row is None or len(row["succeeded"]) < episodes:

@@ -14,7 +14,19 @@ import pytest
 
 from finetune import robot, suite
 from finetune.robot import RobotConfig
-from finetune.suite import KEY, Experiment, Grid, PolicyJob, Rates, ReferenceJob, Suite, missing_jobs, outdated, run_jobs
+from finetune.suite import (
+    KEY,
+    Experiment,
+    Grid,
+    PolicyJob,
+    Rates,
+    ReferenceJob,
+    Suite,
+    missing_jobs,
+    outdated,
+    run_jobs,
+    share_rows,
+)
 from finetune.suite_page import (
     Target,
     fewer,
@@ -103,6 +115,24 @@ def test_each_experiment_gets_as_many_episodes_as_it_asked_for(tiny, acted):
     assert len(acted) == 3
     lengths = [len(tiny.rows(name).find(policy="para", view="none")[0]["succeeded"]) for name in ("few", "many")]
     assert lengths == [2, 6]
+
+
+def test_a_cell_that_another_experiment_has_is_taken_from_it(tiny, acted):
+    run(tiny, first=replace(GRID, episodes=4))
+    fewer_episodes, wide = replace(GRID, arm="some", episodes=2), replace(GRID, views=("none", "look=1"), episodes=5)
+    share_rows(tiny, {"second": [fewer_episodes], "third": [wide], "fourth": [replace(GRID, options={"steps": 2})]})
+    assert missing_jobs(tiny, {"second": [fewer_episodes]}) == []
+    rows = tiny.rows("second").find()
+    assert {(row["policy"], row["view"]) for row in rows} == {
+        ("para", "none"),
+        ("para", "azimuth=18"),
+        *((name, "none") for name in suite.REFERENCES),
+    }
+    assert {(row["arm"], len(row["succeeded"]), len(row["held"])) for row in rows} == {("some", 2, 2)}
+    assert tiny.rows("third").find() == [], "it asks for more episodes"
+    assert {row["policy"] for row in tiny.rows("fourth").find()} == set(suite.REFERENCES), (
+        "policies are others, what bounds them is not"
+    )
 
 
 def test_cells_of_another_policy_or_another_schedule_are_measured_again(tiny, acted, monkeypatch):
