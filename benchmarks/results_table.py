@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 PLACE = "benchmarks/results_table.py"
 KINDS = ("robot-", "video", "circles")
 """What files of summaries begin with."""
+WEIGHTS = Path("backbones/weights")
 UNNAMED = ("task", "demos", "out", "resume", "workers")
 """Options that are in a result's name already, or change no figure in it."""
 ROWS = {
@@ -96,11 +97,17 @@ def name_of(summary: dict[str, Any]) -> str:
     for option, default in json.loads(json.dumps(plain_settings(config))).items():
         value = summary["config"].get(option, default)
         if option not in UNNAMED and value != default:
-            told = option if option == "init" and value != "none" else f"{option}-{value}"
+            told = told_init(value) if option == "init" else f"{option}-{value}"
             signed = re.sub(r"(?<![\w.])-(?=\d)", "m", told)  # else -18 and 18 would have one name
             name += "-" + re.sub(r"[^\w.]+", "-", signed).strip("-")
     precision = precision_in(summary)
     return name if precision == "bf16" else f"{name}-{precision}"
+
+
+def told_init(start: str) -> str:
+    """Weights that ship by name; a checkpoint of the user's, whose folder says nothing of it, without."""
+    path = Path(start)
+    return f"init-{path.name}" if start == "none" or path.parent == WEIGHTS else "init"
 
 
 def refuse_another(path: Path, summary: dict[str, Any]) -> None:

@@ -102,15 +102,20 @@ def test_the_contract_is_kept(name: str, check: Check) -> None:
     assert (name in GENERATORS) == backbone.spec.generative
     if check in (gradients_reach_all, the_future_stays_out, the_loss_is_seeded):
         leave_start(backbone)
-    if name == "svd" and check is joint_gives_the_features:
+    if name.startswith("svd") and check is joint_gives_the_features:
         backbone.double()  # at its level float32 rounds one batch and two of it apart by the bound, more so in threads
     check(Trial(backbone, least_change=1e-6))
+
+
+def side_in_bf16(name: str) -> int:
+    """Small, for CPUs without bf16 convolve in it eighty times slower than in float32; one has learnt positions of 64 pixels."""
+    return 64 if name == "cogvideox-5b-i2v" else 32
 
 
 @every_backbone
 def test_bf16_autocast_gives_nearly_the_same_maps(name: str) -> None:
     trial = Trial(build(name))
-    video = trial.clip(trial.spec.contexts[1])
+    video = trial.clip(trial.spec.contexts[1], least=side_in_bf16(name))
     full = trial.features(video, trial.spec.max_horizon)
     with torch.autocast("cpu", torch.bfloat16):
         half = trial.features(video, trial.spec.max_horizon)
@@ -137,7 +142,7 @@ def test_the_generative_loss_works_in_bf16(name: str) -> None:
     backbone = build(name)
     trial = Trial(backbone)
     observed = backbone.spec.contexts[1]
-    video = trial.clip(observed + trial.whole())
+    video = trial.clip(observed + trial.whole(), least=side_in_bf16(name))
     _, full = trial.joint(video, observed)
     with torch.autocast("cpu", torch.bfloat16):
         _, half = trial.joint(video, observed)

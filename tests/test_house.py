@@ -337,6 +337,8 @@ def test_results_have_names_of_their_own_that_stay(tmp_path):
     assert published and all(script["name_of"](json.loads(path.read_text())) == path.stem for path in published)
     options = [{"azimuths": "0,6"}, {"azimuths": "0,-6"}, {"shifts": "roll=12"}, {"shifts": "roll=-12"}]
     assert len({script["name_of"]({"task": "push-v3", "demos": 20, "oracle": {}, "config": each}) for each in options}) == 4
+    starts = {start: script["told_init"](start) for start in ("none", "runs/video", "backbones/weights/mini-procedural")}
+    assert list(starts.values()) == ["init-none", "init", "init-mini-procedural"]
     kept = tmp_path / "robot.json"
     kept.write_text(json.dumps({"config": {"init": "runs/a", "out": None}}))
     script["refuse_another"](kept, {"config": {"init": "runs/a", "out": "runs/robot"}})
