@@ -426,6 +426,8 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
         ((5,), 300, None), ((20,), 300, 0.5), ((20,), 300, 0.8)
     }  # fmt: skip
     assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
+    for name in ("demos", "circles"):
+        assert {(*grid.options, *grid.options.values()) for grid in claims["Config"]().grids(name)} <= {(), ("init", "none")}
 
 
 def test_circles_are_left_out_where_no_head_is_started_from(claims, acted, tmp_path, capsys):
