@@ -87,11 +87,11 @@ FEW, MANY = 5, {"steps": 1200, "repaint": 0.5, "noise": 0.3, "state_noise": 0.0,
 OWN: dict[str, dict[str, Any]] = {"shelf-place-v3": {"zoom": 1.25}, "coffee-pull-v3": {"hide_hand": False}}
 """What differs for a task then: a nearer camera cuts off the upper part of the shelf, and the cup, which stands up between the
 fingers, would be hidden with the hand. Chosen on development episodes, as all of `MANY` is (docs/results.md)."""
-IN_ONE_WAY = ("demos", "circles")
-"""Experiments that compare numbers of demonstrations: with few and with many alike."""
 OWN_IN: dict[str, dict[str, dict[str, Any]]] = {"headlines": {"coffee-pull-v3": {"steps": 2400, "repaint": 0.8}}}
 """And in an experiment. Headlines ask for a new environment: the cup is white, as tables may be, and to tell it from them takes
 more of them, and longer. Chosen so too."""
+IN_ONE_WAY = ("demos", "circles")
+"""Experiments that compare numbers of demonstrations: with few and with many alike."""
 TASKS = ("pick-place-v3", "push-v3", "shelf-place-v3", "hammer-v3", "coffee-pull-v3", "handle-pull-v3")
 SIDE = ("pick-place-v3", "coffee-pull-v3")
 """Two of them, for all but the headlines."""
