@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from diffusers import AutoencoderKLTemporalDecoder, AutoencoderKLWan, UNetSpatioTemporalConditionModel, WanTransformer3DModel
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,6 +40,7 @@ from para_video.features import capture
 from para_video.heads import ParaHead
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import ReadoutSpec
+from para_video.runs import command_line
 
 ADAPTER, SAVED = 1.03, 0.10
 """What is promised: an adapter takes at most this many times what the model does, and the time of an early stop is the share of
@@ -263,4 +263,4 @@ def main(config: Config) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

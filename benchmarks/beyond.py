@@ -84,6 +84,14 @@ class Config(MeasureConfig):
     tuning_episodes: int = 20
     """Episodes from which that is taken; they are not evaluated on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuning_episodes < 1 or self.first_seed < TUNING_SEED + self.tuning_episodes:
+            raise ValueError(
+                f"tuning_episodes must be at least 1, and end before first_seed: they are from {TUNING_SEED} on; "
+                f"got {self.tuning_episodes} and {self.first_seed}"
+            )
+
 
 def main(config: Config) -> list[Row]:
     """Measure what is missing, then write tables and pictures of all rows."""

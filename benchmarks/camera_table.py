@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
+from para_video.figures import write_place
+from para_video.runs import command_line
 from para_video.sims.metaworld import TASKS, CameraPlacement, MetaWorldEnv, height_ceiling
-from para_video.training import write_atomically
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: benchmarks/camera_table.py -->\n", "<!-- end of camera table -->"
 FINGER_M = 0.04
 """The gripper point lies between the fingers: what is this much nearer to the camera does not hide it."""
 
@@ -56,10 +55,8 @@ def main(config: Config) -> str:
         ceilings = [f"{height_ceiling(a):.0%}" for a in (azimuth, azimuth + config.turn)]
         hidden = sum(share < 0.5 for share in shares)
         lines.append(f"| {azimuth:g} | {np.mean(shares):.0%} | {hidden} | {ceilings[0]} | {ceilings[1]} |")
-    text = "\n".join(["", *lines, "", "`python benchmarks/camera_table.py`", ""])
-    page = config.page.read_text()
-    before, rest = page.split(START)
-    write_atomically(config.page, (before + START + text + END + rest.split(END)[1]).encode())
+    text = "\n".join([*lines, "", "`python benchmarks/camera_table.py`"])
+    write_place(config.page, "benchmarks/camera_table.py", text)
     return text
 
 
@@ -80,4 +77,4 @@ def gripper_visible(task: str, azimuth: float, config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

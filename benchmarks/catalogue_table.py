@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from backbones.catalogue import FACTS, FAMILIES, LEGEND, TITLES, line, rows
 from para_video.figures import write_table
+from para_video.runs import command_line
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,4 +33,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

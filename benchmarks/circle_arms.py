@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from backbones import shipped_heads
@@ -27,6 +26,7 @@ from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows, check_page
+from para_video.runs import command_line
 
 ROOT = Path(__file__).parent.parent
 ARMS = {"none": None, "backbone": "backbone", "head": "head", "both": "both", "shipped head": "both"}
@@ -128,4 +128,4 @@ def told_gain(rows: Rows, policy: str, arm: str, view: str) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

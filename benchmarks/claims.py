@@ -27,8 +27,8 @@ azimuth); a new environment (look) has textures of the same procedural kinds as 
 regression is represented by its default form, world XYZ by spatial softmax (docs/tuning.md finds no form better than it); all other
 experiments are on two tasks (disturbed on six, with as many episodes as headlines) and one training seed with 50 episodes a cell,
 and where a question is about PARA alone (demonstrations other than 5 and 20, disturbed, circles, calibration, heads), about PARA
-alone. --quick trains each for 600 steps, on one task, and has 16 episodes a cell; its policies of 20 demonstrations are trained in
-the way of five.
+alone. --quick trains each for 600 steps, on one task, and has 16 episodes a cell (8 to either side for the azimuth); its policies
+of 20 demonstrations are trained in the way of five.
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ class Config:
     init: str | None = RobotConfig.init
     """Checkpoint that policies start from, as finetune/robot.py takes it."""
     train: Literal["all", "heads", "joint"] = RobotConfig.train
-    """What is trained, as finetune/robot.py takes it."""
+    """What is trained, as finetune/robot.py takes it; with joint the hand stays in view, since it would be predicted hidden."""
     tasks: tuple[str, ...] = ()
     """Other tasks than the experiments' own, to try something out; rows then go to runs/claims-tried."""
     demos: tuple[int, ...] = ()
@@ -358,9 +358,9 @@ class Config:
         grids = [replace(grid, **own) for grid in (experiment.quick if self.quick else experiment.grids)]
         if self.quick:
             return grids
-        steps = {} if self.steps is None else {"steps": self.steps}
+        changed = ({} if self.steps is None else {"steps": self.steps}) | ({"hide_hand": False} if self.train == "joint" else {})
         parts = grids if name in IN_ONE_WAY else [part for grid in grids for part in split_by_demos(grid, OWN_IN.get(name, {}))]
-        return [replace(part, options={**part.options, **steps}) for part in parts]
+        return [replace(part, options={**part.options, **changed}) for part in parts]
 
 
 def main(config: Config) -> None:
@@ -377,7 +377,8 @@ def main(config: Config) -> None:
     failed: Mapping[str, str] = {}
     if not config.draw:
         grids = {name: config.grids(name) for name in names}
-        share_rows(suite, grids)
+        if not config.estimate:
+            share_rows(suite, grids)
         jobs = missing_jobs(suite, grids)
         rates = (known_rates(suite) or probed_rates(suite, jobs, config.workers)) if jobs else None
         if rates is not None:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 from para_video.camera import rotation_about
 from para_video.demos import Demo, Plan, cached_demos
 from para_video.doctor import Check, check_demos, colour_order
 from para_video.figures import write_table
+from para_video.runs import command_line
 from para_video.sims.metaworld import MetaWorldEnv
 from para_video.training import write_atomically
 
@@ -130,4 +130,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

@@ -14,7 +14,6 @@ import itertools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from backbones import shipped_weights
@@ -24,6 +23,7 @@ from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
 from para_video.figures import write_table
 from para_video.rows import Row, Rows, check_page
+from para_video.runs import command_line
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, README = ROOT / "results" / "freeze.json", ROOT / "docs" / "freeze.md", ROOT / "README.md"
@@ -126,4 +126,4 @@ def write(config: Config, rows: Rows) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
 from para_video.camera import Camera
 from para_video.demos import Plan, record_demo
+from para_video.figures import write_place
 from para_video.policy import Schedule
 from para_video.rollout import (
     Episode,
@@ -33,11 +33,11 @@ from para_video.rollout import (
     horizon_for,
     rollout,
 )
+from para_video.runs import command_line
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo
 from para_video.training import write_atomically
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- table: benchmarks/oracle_table.py -->\n", "<!-- end of table -->"
 COLUMNS = ("expert", "oracle", "blind")
 
 
@@ -78,8 +78,7 @@ def main(config: Config) -> dict[str, Any]:
                 write_atomically(config.results, json.dumps(dict(sorted(known.items())), indent=1).encode())
                 tqdm.write(row(task, known[task]))
     shown = {task: entry for task, entry in sorted(known.items()) if alike(entry["settings"], settings)}
-    head, rest = (config.page.read_text() if config.page.exists() else START + END).split(START)
-    write_atomically(config.page, (head + START + table(shown) + END + rest.split(END)[1]).encode())
+    write_place(config.page, "benchmarks/oracle_table.py", table(shown))
     return shown
 
 
@@ -149,7 +148,7 @@ def table(measured: dict[str, Any]) -> str:
         f"{settings['gripper_levels']} gripper levels; Meta-World {settings['metaworld']}, MuJoCo {settings['mujoco']}; "
         f"{minutes:.0f} minutes."
     )
-    return "\n".join(["", *lines, "", made, ""])
+    return "\n".join([*lines, "", made])
 
 
 def row(task: str, entry: dict[str, Any]) -> str:
@@ -158,4 +157,4 @@ def row(task: str, entry: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    command_line(main, Config, __doc__ or "")

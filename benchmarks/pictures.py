@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from finetune.robot import evaluate_view, film
 from finetune.suite import REFERENCES
-from finetune.suite_page import bar, measured_on, outcomes
-from finetune.trained import Trained, load_trained
+from finetune.suite_page import Outcomes, bar, measured_on, outcomes
+from finetune.trained import Trained, check_episodes, load_trained
 from para_video.circles import CircleClip, CircleVideos
 from para_video.demos import EVALUATION_SEED
 from para_video.figures import (
@@ -106,8 +106,9 @@ class Config:
         unknown = [name for name in self.only if name not in NEEDS]
         if unknown:
             raise ValueError(f"unknown pictures {unknown}; choose from {', '.join(NEEDS)}")
-        if min(self.episodes, self.columns) < 1:
-            raise ValueError(f"episodes and columns must be at least 1, got {self.episodes} and {self.columns}")
+        if self.columns < 1:
+            raise ValueError(f"columns must be at least 1, got {self.columns}")
+        check_episodes(self.episodes, self.first_seed)
         Shift.parse(self.shift)
 
     @property
@@ -300,10 +301,18 @@ def starts(results: Path) -> tuple[dict[str, dict[str, Any]], str]:
             for policy in sorted({row["policy"] for row in rows}, key=lambda name: name != "para")
         }
         if found:
+            found = {policy: in_all(by_arm) for policy, by_arm in found.items()}
             measured = dict.fromkeys(measured_on(each) for by_arm in found.values() for each in by_arm.values())
             told = f"{' or '.join(measured)} a bar, after {kept['settings']['steps']} steps of training (results/{source})"
             return {policy: {arm: bar(each) for arm, each in by_arm.items()} for policy, by_arm in found.items()}, told
     return {}, "not measured"
+
+
+def in_all(by_arm: Mapping[str, Outcomes]) -> dict[str, Outcomes]:
+    """What was measured on those tasks and training seeds that every arm has: means over others would not compare. All of it where
+    there are no such."""
+    common = set.intersection(*(set(found) for found in by_arm.values()))
+    return {arm: {place: found[place] for place in found if place in common or not common} for arm, found in by_arm.items()}
 
 
 def beside(*pictures: Frame) -> Frame:

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from finetune.grid import of_another_expert
 from finetune.robot import RobotConfig
-from para_video.figures import display_name, markdown_table, write_place
-from para_video.runs import plain_settings, precision_in
+from para_video.figures import display_name, markdown_table, told_cell, write_place
+from para_video.runs import command_line, plain_settings, precision_in
 from para_video.training import write_atomically
 from pretrain.circles import CirclesConfig
 from pretrain.video import VideoConfig
@@ -141,10 +139,10 @@ def robot_table(summary: dict[str, Any]) -> str:
         cells = policy["cells"]
         held = f"{cells[views[0]]['held']}/{cells[views[0]]['episodes']}"
         spent = f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}"
-        lines.append([ROWS.get(name, name), *(_cell(cells[view]) for view in views), held, *spent])
+        lines.append([ROWS.get(name, name), *(told_cell(cells[view]) for view in views), held, *spent])
     for name, cell in summary["oracle"].items():
         held = f"{cell['held']}/{cell['episodes']}" if views[0] == "same" else ""  # of the training camera's view alone
-        lines.append([ROWS[name], *(_cell(cell) if view == "same" else "" for view in views), held, "", ""])
+        lines.append([ROWS[name], *(told_cell(cell) if view == "same" else "" for view in views), held, "", ""])
     steps = next(iter(summary["policies"].values()))["steps"]
     took = "" if summary["seconds"] is None else f"; {summary['seconds'] / 60:.0f} minutes in all"
     made = (
@@ -170,7 +168,7 @@ def alone_table(summaries: Sequence[dict[str, Any]]) -> str:
     lines = []
     for summary in summaries:
         (policy,), oracle = summary["policies"].values(), summary["oracle"]
-        cells = [_cell(policy["cells"][view]) if view in policy["cells"] else "" for view in ("same", "azimuth+18")]
+        cells = [told_cell(policy["cells"][view]) if view in policy["cells"] else "" for view in ("same", "azimuth+18")]
         bounds = [f"{oracle[name]['successes']}/{oracle[name]['episodes']}" for name in ("expert", "readout", "blind_replay")]
         told = f"`{' '.join(summary['command'].split(maxsplit=2)[2:])}`, {precision_in(summary)}"
         lines.append([told, way(summary), *cells, f"{policy['seconds']:.0f}", *bounds])
@@ -243,14 +241,9 @@ def circles_table(summary: dict[str, Any]) -> str:
     return _titled(command, made, ["frame", "seen", *(f"+{name}" for name in guess)], lines)
 
 
-def _cell(cell: dict[str, Any]) -> str:
-    low, high = cell["wilson95"]
-    return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
-
-
 def _titled(command: str, made: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return f"**`{command}`**: {made}\n\n{markdown_table(header, lines)}"
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

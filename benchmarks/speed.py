@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import backbone_options, import_string, trusted_packages
@@ -23,6 +22,7 @@ from para_video.checkpoint import PolicySpec
 from para_video.heatmap import Bins
 from para_video.policy import Observation, View
 from para_video.readout import ReadoutSpec, Targets
+from para_video.runs import command_line
 from para_video.training import FitConfig, LossBalance, make_accelerator, make_optimizers
 
 DECISION_MS, STEP_S = 30.0, 0.25
@@ -114,4 +114,4 @@ def main(config: SpeedConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SpeedConfig, description=__doc__))
+    command_line(main, SpeedConfig, __doc__ or "")

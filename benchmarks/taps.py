@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from backbones.compare import CompareConfig, draw_sweep, sweep
 from para_video.figures import write_table
 from para_video.rows import Row, Rows, check_page
+from para_video.runs import command_line
 
 ROOT = Path(__file__).parent.parent
 HEADING = """# Where features are read
@@ -98,4 +97,4 @@ def write(config: Config, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from finetune import robot
@@ -20,7 +19,7 @@ from para_video.demos import TUNING_SEED
 from para_video.figures import write_table
 from para_video.rollout import horizon_for
 from para_video.rows import Row, Rows
-from para_video.runs import same_settings, same_source
+from para_video.runs import command_line, same_settings, same_source
 from para_video.training import make_accelerator
 
 ROOT = Path(__file__).parent.parent
@@ -96,4 +95,4 @@ def write(config: Config, rows: Rows) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    command_line(main, Config, __doc__ or "")

@@ -49,15 +49,14 @@ def measure(
         kept = rows.find(**key)
         if any(map(counts, kept)):
             continue
-        today, mark = json.dumps(asdict(DEFAULT_SCHEDULE)), folder / name / "schedule.json"
-        if mark.read_text() != today if mark.is_file() else kept:  # older work has no mark: then its row tells
-            shutil.rmtree(folder / name, ignore_errors=True)  # a policy of another schedule, and what it did
-        write_atomically(mark, today.encode())
+        tuned_in = video or folder / "video"
+        for part in (folder / name, tuned_in):
+            of_today(part, unmarked=not kept)  # older work has no mark: then its row tells
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)
         same_source(folder / name, robot.first_backbone(config, accelerator), config.starts, accelerator)
         demos = robot.demonstrations(config, console).demos
-        tuned = robot.tune_video(config, demos, video or folder / "video", accelerator, console)
+        tuned = robot.tune_video(config, demos, tuned_in, accelerator, console)
         policy, cost = robot.train(name, config, demos, folder / name, accelerator, console, tuned, features=folder / "features")
         cells = robot.evaluate_policy(name, policy, config, folder / name, episode_steps(config.task, config.widen))
         won = {view: digits(at is not None for at in cell["succeeded_at"].values()) for view, cell in cells.items()}
@@ -67,6 +66,18 @@ def measure(
         rows.add({**key, "succeeded": won, "held": held, "seconds": round(cost["seconds"], 1), **made})
         console.print(f"{' '.join(map(str, key.values()))}: " + ", ".join(f"{v} {s.count('1')}/{len(s)}" for v, s in won.items()))
     shutil.rmtree(folder / "features", ignore_errors=True)  # a gigabyte for 20 demonstrations
+
+
+def of_today(part: Path, *, unmarked: bool) -> None:
+    """Remove what was trained by another schedule than today's, and mark what is to come.
+
+    Args:
+        unmarked: whether what has no mark is of today.
+    """
+    today, mark = json.dumps(asdict(DEFAULT_SCHEDULE)), part / "schedule.json"
+    if not (mark.read_text() == today if mark.is_file() else unmarked):
+        shutil.rmtree(part, ignore_errors=True)
+    write_atomically(mark, today.encode())
 
 
 def setting_folder(work: Path, task: str, demos: int, seed: int) -> Path:

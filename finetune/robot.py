@@ -54,7 +54,7 @@ from para_video.checkpoint import (
 from para_video.demos import TUNING_SEED, Demo, DemoSet, Plan, cache_folder, cached_demos, load_demos, select_demos
 from para_video.feature_cache import COST_FILE, CachedBatches, cache_features
 from para_video.features import VideoBackbone
-from para_video.figures import display_name, side_by_side, success_bars, write_picture, write_report
+from para_video.figures import display_name, side_by_side, success_bars, told_cell, write_picture, write_report
 from para_video.films import Film, heatmap_sheet, shoot
 from para_video.hand import Hand
 from para_video.heads import ParaHead
@@ -97,9 +97,11 @@ BatchMaker = Callable[[int, int, int], Dataset]
 
 OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
 LEARNING_RATES = {"para": 1e-3, "act": 1e-3, "regression": 6e-3}
-"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
-takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
+"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md, where those of
+regression and ACT are a few episodes apart. Regression takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
+CELLS_FILE = "cells.json"
+"""In a policy's folder: what was measured of it."""
 READOUT_OPTIONS = ("lift", "joint_volume", "gripper_bins")
 PARA_OPTIONS = ("grid", "hidden", "layers", "mixing", "sigma_px", "jitter_px", "start", "opening", "path_px")
 """What `head_options` may name, of `ReadoutSpec` and of `ParaHead`."""
@@ -617,14 +619,27 @@ def evaluate_policy(
         seeds: of the episodes; default the evaluation seeds.
     """
     seeds = seeds or evaluation_seeds(config.episodes)
-    path = folder / "cells.json"
-    cells: dict[str, Any] = json.loads(path.read_text()) if config.resume and path.is_file() else {}
+    cells = kept_cells(config, folder)
     for view, shift in config.views.items():
         if view in cells and cells[view]["episodes"] == config.episodes:
             continue
         cells[view] = evaluate_view(name, policy, config, shift, horizon, seeds).summary()
-        write_atomically(path, json.dumps(cells).encode())
+        write_atomically(folder / CELLS_FILE, json.dumps(cells).encode())
     return {view: cells[view] for view in config.views}
+
+
+def kept_cells(config: RobotConfig, folder: Path) -> dict[str, Any]:
+    """Those that a resumed run has of a policy, by view.
+
+    Raises:
+        ValueError: they are of more episodes than are asked for, and would be lost.
+    """
+    path = folder / CELLS_FILE
+    cells: dict[str, Any] = json.loads(path.read_text()) if config.resume and path.is_file() else {}
+    most = max((cell["episodes"] for view, cell in cells.items() if view in config.views), default=0)
+    if most > config.episodes:
+        raise ValueError(f"{path} has {most} episodes of a view, more than --episodes {config.episodes}: ask for as many")
+    return cells
 
 
 def evaluate_view(name: str, policy: VideoPolicy, config: RobotConfig, shift: Shift, horizon: int, seeds: Sequence[int]) -> Cell:
@@ -689,16 +704,11 @@ def show(summary: dict[str, Any], console: Console) -> None:
     for name in ("", *map(display_name, views), "training s", "ms per decision"):
         table.add_column(name, justify="left" if not name else "right")
     for name, policy in summary["policies"].items():
-        cells = [_cell(policy["cells"][view]) for view in views]
+        cells = [told_cell(policy["cells"][view]) for view in views]
         table.add_row(display_name(name), *cells, f"{policy['seconds']:.0f}", f"{policy['ms_per_act']['p50']:.0f}")
     for name, cell in summary["oracle"].items():  # of the training camera's view alone
-        table.add_row(display_name(name), *(_cell(cell) if view == "same" else "" for view in views), style="dim")
+        table.add_row(display_name(name), *(told_cell(cell) if view == "same" else "" for view in views), style="dim")
     console.print(table)
-
-
-def _cell(cell: dict[str, Any]) -> str:
-    low, high = cell["wilson95"]
-    return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
 
 
 # -------------------------------------------------------------------- the story
@@ -710,6 +720,8 @@ def main(config: RobotConfig) -> dict[str, Any]:
     accelerator = make_accelerator()
     out = output_folder(config.out, "robot", resume=config.resume, accelerator=accelerator)
     same_settings(out, config, free=("out", "resume", "policies", "azimuths", "shifts", "episodes"), accelerator=accelerator)
+    for name in config.policy_names:
+        kept_cells(config, out / name)
     for folder in config.starts:
         read_weights(folder)  # what is wrong with them is told before anything is recorded
     for shift in config.views.values():

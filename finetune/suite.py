@@ -32,7 +32,7 @@ from backbones import shipped_weights
 from finetune import robot
 from finetune.grid import counts, digits
 from finetune.robot import RobotConfig
-from para_video.checkpoint import WEIGHTS_FILE, checkpoint_digest
+from para_video.checkpoint import checkpoint_digest, weights_file
 from para_video.demos import Plan, record_demo
 from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE
@@ -116,6 +116,11 @@ class Suite:
         starts = {"start": _digest(shipped_weights(self.robot.backbone)), "init_weights": _digest(self.robot.init_folder)}
         told = {"command": f"{self.command} {experiment}", **settings, **starts}
         return Rows(self.results / f"{experiment}.json", told, KEY)
+
+    @property
+    def policies(self) -> Path:
+        """Folder of trained policies' folders."""
+        return self.work / "policies"
 
     def horizon(self, config: RobotConfig) -> int:
         """Control steps of an episode, found once."""
@@ -322,7 +327,7 @@ def _job(suite: Suite, config: RobotConfig, policy: str | None) -> PolicyJob | R
     name = trained_on(config, policy or "references")
     if policy is None:
         return ReferenceJob(name, config)
-    return PolicyJob(name, policy, config, suite.work / "policies" / name)
+    return PolicyJob(name, policy, config, suite.policies / name)
 
 
 def trained_on(config: RobotConfig, policy: str) -> str:
@@ -349,7 +354,7 @@ def trained_on(config: RobotConfig, policy: str) -> str:
 
 def _digest(folder: Path | None) -> str | None:
     """Of a checkpoint's weights; None without one."""
-    return None if folder is None else _digest_of(folder, (folder / WEIGHTS_FILE).stat().st_mtime_ns)
+    return None if folder is None else _digest_of(folder, weights_file(folder).stat().st_mtime_ns)
 
 
 @functools.cache
@@ -377,9 +382,9 @@ class Rates:
 
 
 def known_rates(suite: Suite) -> Rates | None:
-    """From the rows of all experiments in the results folder; None where there are none of a trained policy."""
+    """From rows of policies that were trained here, whose folders are there: others may be of another machine. None without any."""
     rows: list[Row] = [row for path in suite.results.glob("*.json") for row in json.loads(path.read_text())["rows"]]
-    rows = [row for row in rows if "act_seconds" in row]
+    rows = [row for row in rows if "act_seconds" in row and (suite.policies / row["trained_on"]).is_dir()]
     if not rows:
         return None
     kinds = {row["policy"].split("-")[0] for row in rows}

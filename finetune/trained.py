@@ -14,7 +14,7 @@ from finetune.grid import cell, counts, gain, rate
 from finetune.robot import RobotConfig
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import checkpoint_digest, load_policy
-from para_video.demos import EVALUATION_SEED
+from para_video.demos import EVALUATION_SEED, TUNING_SEED
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows, check_page
 from para_video.runs import SETTINGS_FILE
@@ -40,6 +40,7 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         check_page(self)
+        check_episodes(self.episodes, self.first_seed)
 
     @property
     def seeds(self) -> range:
@@ -50,6 +51,15 @@ class MeasureConfig:
         if not (found := rows.find()):
             raise ValueError(f"{self.results} has no rows: name the folders of trained policies, such as runs/robot/para")
         return found
+
+
+def check_episodes(episodes: int, first_seed: int) -> None:
+    """Raise ValueError where there are no episodes to measure on, or some are of seeds that demonstrations are chosen from."""
+    if episodes < 1 or first_seed < TUNING_SEED:
+        raise ValueError(
+            f"episodes must be at least 1 and first_seed at least {TUNING_SEED}, since seeds below are of demonstrations; "
+            f"got {episodes} and {first_seed}"
+        )
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ def checkpoint_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError: no weights there.
     """
-    return hashlib.sha256(_weights_file(folder).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256(weights_file(folder).read_bytes()).hexdigest()[:12]
 
 
 def load_backbone(backbone: VideoBackbone, folder: Path) -> None:
@@ -354,7 +354,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: no weights there. ValueError: a damaged file or NaN weights.
     """
-    path = _weights_file(folder)
+    path = weights_file(folder)
     try:
         weights = load_tensors(path.read_bytes())
     except SafetensorError as error:
@@ -365,7 +365,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """Of a checkpoint. Raises FileNotFoundError where there is none."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS_FILE}"))]

@@ -174,6 +174,11 @@ class Plan:
     tail: int = 4
     limit: int = 200
 
+    def __post_init__(self) -> None:
+        least = {"count": 1, "first_seed": 0, "spread_over": 0, "noise": 0, "scatter": 0, "tail": 0, "limit": 1}
+        if low := {name: getattr(self, name) for name, value in least.items() if not getattr(self, name) >= value}:
+            raise ValueError(f"a plan's numbers must be at least {least}, got {low}")
+
 
 def record_demo(env: RecordableEnv, seed: int, plan: Plan, *, frames: bool = True) -> Demo | None:
     """Let the expert act from the start of an episode, or from where the plan's `scatter` takes the hand.
@@ -335,6 +340,8 @@ def load_demos(folder: str | Path) -> DemoSet:
         summary = json.loads(index.read_text())
         readable = summary["format"] == FORMAT
         entries = summary["demos"] if readable else []
+        if outside := [entry["file"] for entry in entries if Path(entry["file"]).name != entry["file"]]:
+            raise ValueError(f"{outside[0]!r} is no name of a file beside it")
         files = [(folder / entry["file"], entry["task"], entry["seed"], entry.get("sha256")) for entry in entries]
         discarded, settings = tuple(summary["discarded"]), dict(summary["settings"])
     except (ValueError, KeyError, TypeError) as error:
@@ -350,7 +357,11 @@ def demos_digest(folder: Path) -> str:
     Raises:
         FileNotFoundError: no demo set there.
     """
-    return hashlib.sha256(_index(folder).read_bytes()).hexdigest()[:12]  # which holds the digests of all files
+    digest = hashlib.sha256(_index(folder).read_bytes())  # which mostly holds the digests of all files
+    for entry in json.loads(_index(folder).read_text())["demos"]:
+        if "sha256" not in entry:
+            digest.update((folder / entry["file"]).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _index(folder: Path) -> Path:

@@ -479,6 +479,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
 
 
+def told_cell(cell: Mapping[str, Any]) -> str:
+    """A cell's successes of its episodes, with their interval."""
+    low, high = cell["wilson95"]
+    return f"{cell['successes']}/{cell['episodes']} ({low:.0%}-{high:.0%})"
+
+
 def write_place(page: Path, name: str, text: str, *, heading: str = "") -> None:
     """Put text in its place on a Markdown page, and leave the rest.
 

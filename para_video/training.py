@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -39,6 +39,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt(3)."""
 T = TypeVar("T")
 Precision = Literal["auto", "bf16", "no"]
+Optimizer = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class FitConfig:
     save_every: int = 100
     workers: int = 0
     precision: Precision = "auto"
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Optimizer = "muon"
 
     def __post_init__(self) -> None:
         sound = {
@@ -81,11 +82,13 @@ class FitConfig:
             "clip_norm": self.clip_norm > 0,
             "ema": 0 <= self.ema < 1,
             "balance": 0 <= self.balance < 1,
+            "precision": self.precision in get_args(Precision),
+            "optimizer": self.optimizer in get_args(Optimizer),
         }
         if wrong := {name: getattr(self, name) for name, fits in sound.items() if not fits}:
             raise ValueError(
                 "steps and save_every must be >= 1, workers and weight_decay >= 0, learning rates and clip_norm > 0, ema and "
-                f"balance in [0, 1); got {wrong}"
+                f"balance in [0, 1), precision one of {get_args(Precision)}, optimizer of {get_args(Optimizer)}; got {wrong}"
             )
 
 
@@ -416,7 +419,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

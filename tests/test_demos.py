@@ -17,6 +17,7 @@ from para_video.demos import (
     Plan,
     cache_name,
     cached_demos,
+    demos_digest,
     future_targets,
     load_demos,
     record_demo,
@@ -104,6 +105,12 @@ def test_a_demo_stops_its_tail_after_the_success(env: MetaWorldEnv) -> None:
     assert len(long) == len(short) + 7
     assert np.array_equal(long.positions[: len(short)], short.positions)
     assert short.frames.shape == (len(short), 0, 0, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"noise": -0.1}, {"noise": float("nan")}, {"scatter": -1}, {"limit": 0}])
+def test_plans_that_record_nothing_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=rf"got {{'{next(iter(wrong))}': "):
+        Plan(**{"count": 1, **wrong})
 
 
 def test_failed_seeds_are_discarded_and_listed(env: MetaWorldEnv) -> None:
@@ -270,12 +277,31 @@ def test_no_demo_set_is_said(tmp_path: Path) -> None:
         load_demos(tmp_path)
 
 
+def test_files_outside_the_folder_are_not_read(tmp_path: Path, env) -> None:
+    save_demos(record_demos(env, Plan(count=1)), tmp_path / "set")
+    save_demos(record_demos(env, Plan(count=1)), tmp_path / "other")
+    index = json.loads((tmp_path / "set" / "demos.json").read_text())
+    for place in ("../other/demo_0000.safetensors", str(tmp_path / "other" / "demo_0000.safetensors")):
+        index["demos"][0]["file"] = place
+        (tmp_path / "set" / "demos.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="is no name of a file beside it"):
+            load_demos(tmp_path / "set")
+
+
+def test_a_digest_tells_files_whose_checksum_is_not_listed(tmp_path: Path, env) -> None:
+    save_demos(record_demos(env, Plan(count=1)), tmp_path / "set")
+    rewritten(tmp_path / "set")
+    before = demos_digest(tmp_path / "set")
+    rewritten(tmp_path / "set", openings=np.zeros(3, np.float32))
+    assert demos_digest(tmp_path / "set") != before
+
+
 def rewritten(folder: Path, **arrays: np.ndarray) -> None:
     """Replace arrays of the first demo, as someone does who writes the files without `save_demos`."""
     path = folder / "demo_0000.safetensors"
     save_file({**load_file(path), **arrays}, path)
     index = json.loads((folder / "demos.json").read_text())
-    del index["demos"][0]["sha256"]
+    index["demos"][0].pop("sha256", None)
     (folder / "demos.json").write_text(json.dumps(index))
 
 

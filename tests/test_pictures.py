@@ -78,6 +78,14 @@ def test_bars_are_of_the_best_rows_that_are_there(tmp_path: Path) -> None:
     assert cells["para"]["none"]["rate"] == 0.75 and "circle_arms.json" in told
 
 
+def test_arms_are_compared_on_what_all_of_them_have(tmp_path: Path) -> None:
+    rows = [("circles", "a", "1"), ("scratch", "a", "1"), ("scratch", "b", "0")]
+    shared = {"policy": "para", "view": "none", "seed": 0}
+    write_rows(tmp_path / "claims" / "circles.json", [{**shared, "arm": m, "task": t, "succeeded": won} for m, t, won in rows])
+    cells, _ = SCRIPT["starts"](tmp_path)
+    assert {arm: each["rate"] for arm, each in cells["para"].items()} == {"scratch": 1.0, "circles": 1.0}
+
+
 def test_circles_are_drawn_with_their_labels() -> None:
     clips = CircleVideos(seed=0)
     clip = clips[0]

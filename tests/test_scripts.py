@@ -258,6 +258,12 @@ def test_robot_trains_evaluates_and_reports_and_a_resume_repeats_nothing(pretrai
     monkeypatch.setattr(robot, "draw", lambda *_: None)
     again = robot.main(robot.RobotConfig(**{**vars(config), "resume": True}))
     assert again["policies"] == summary["policies"]
+    kept = json.loads((out / "para" / "cells.json").read_text())
+    more = {view: {**cell, "episodes": 50} for view, cell in kept.items()}
+    (out / "para" / "cells.json").write_text(json.dumps(more))
+    with pytest.raises(ValueError, match="50 episodes of a view, more than --episodes 1"):
+        robot.main(robot.RobotConfig(**{**vars(config), "resume": True}))
+    (out / "para" / "cells.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError, match="other settings.*demos was 2 and is 3"):
         robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "demos": 3}))
     other = robot.main(robot.RobotConfig(**{**vars(config), "resume": True, "azimuths": "18", "shifts": "look=1,latency=2"}))

@@ -288,6 +288,7 @@ def test_estimates_count_steps_that_are_left_and_each_view_once(tiny, acted):
     run(tiny, some=replace(GRID, policies=("para", "act")))
     rates = suite.known_rates(tiny)
     assert rates.step == {"para": 3.0, "act": 3.0} and rates.horizons == {("reach-v3", 1.0): 100}
+    assert suite.known_rates(replace(tiny, work=tiny.work / "another machine's")) is None
 
 
 def test_a_cell_is_really_measured_after_a_probe(tiny, monkeypatch):
@@ -426,6 +427,8 @@ def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is
         ((5,), 300, None), ((20,), 300, 0.5), ((20,), 300, 0.8)
     }  # fmt: skip
     assert all("steps" not in grid.options for grid in claims["Config"](quick=True).grids("demos"))
+    joint = claims["Config"](train="joint")
+    assert not any(grid.options.get("hide_hand") for name in claims["EXPERIMENTS"] for grid in joint.grids(name))
     for name in ("demos", "circles"):
         assert {(*grid.options, *grid.options.values()) for grid in claims["Config"]().grids(name)} <= {(), ("init", "none")}
 

@@ -52,7 +52,7 @@ def measure(name: str, tmp_path: Path, *runs: Path, **options) -> tuple[list[dic
     names = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
     names["main"].__globals__.update(RUNGS=((), ("pixel",), PARTS))
     places = {"results": tmp_path / f"{name}.json", "page": tmp_path / f"{name}.md"}
-    config = names["Config"](runs=runs, episodes=1, first_seed=TUNING_SEED, **places, **options)
+    config = names["Config"](runs=runs, episodes=1, **{"first_seed": TUNING_SEED + 20, **places, **options})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetune.trained.episode_steps", lambda *_: 9)
         return names["main"](config), config.page.read_text()
@@ -116,6 +116,17 @@ def test_every_way_beyond_the_peak_is_measured_on_the_same_episodes(run: Path, t
     assert worth["entropy"]["decisions"] == 2 and worth["surprise"]["episodes"] == 1
     assert page.count("<!-- end of table -->") == 2 and "| PARA | both cameras | 0/1" in page
     assert all((tmp_path / name).stat().st_size > 0 for name in ("beyond.png", "beyond-doubt.png"))
+
+
+@pytest.mark.parametrize("name", ["ladder", "equivariance", "beyond", "pictures"])
+def test_seeds_of_demonstrations_and_of_tuning_are_not_measured_on(name: str) -> None:
+    config = import_module(f"benchmarks.{name}").Config
+    for wrong in ({"first_seed": 0}, {"episodes": 0}):
+        with pytest.raises(ValueError, match="seeds below are of demonstrations; got"):
+            config(**wrong)
+    if name == "beyond":
+        with pytest.raises(ValueError, match="end before first_seed"):
+            config(first_seed=TUNING_SEED)
 
 
 @pytest.mark.parametrize("name", ["ladder", "equivariance", "beyond"])

@@ -264,10 +264,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_atomically(path, b"old")
 
-    def full(self, content):
+    def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(type(path), "write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match=r"summary\.json .*No space left.*free some space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
@@ -286,6 +286,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         {"weight_decay": -0.1},
         {"clip_norm": 0.0},
         {"save_every": 0},
+        {"optimizer": "Muon"},
+        {"precision": "float32"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong):
