@@ -162,3 +162,12 @@ def build_backbone(name: str, **options: Any) -> VideoBackbone:
     if weights is not None:
         checkpoint.load_backbone(backbone, weights)
     return backbone
+
+
+def ready(backbone: VideoBackbone, options: Mapping[str, Any]) -> VideoBackbone:
+    """A backbone to be read: in eval mode, and, where its options name no device, on the one that training takes."""
+    from para_video.training import make_accelerator  # which takes a second, and most who name a backbone train it
+
+    if options.get("device") is None:
+        backbone.to(make_accelerator().device)
+    return backbone.eval()

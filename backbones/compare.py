@@ -32,7 +32,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from backbones import backbone_class, backbone_options, build_backbone, catalogue_entry
+from backbones import backbone_class, backbone_options, build_backbone, catalogue_entry, ready
 from para_video.agent import Batch, VideoPolicy
 from para_video.batches import Augmentation, DemoBatches, circle_batch
 from para_video.circles import CircleVideos
@@ -51,7 +51,7 @@ from para_video.rows import Row, Rows
 from para_video.runs import command_line, plain_settings
 from para_video.sims.metaworld import TASKS, MetaWorldEnv, MetaWorldServo, episode_steps
 from para_video.sims.shifts import TRAINING_CAMERA, Shift, ShiftedEnv
-from para_video.training import FitConfig, fit
+from para_video.training import FitConfig, fit, to_device
 
 KEY = ("backbone", "options")
 OBSERVED, FUTURE = 4, 6
@@ -158,7 +158,7 @@ def build(name: str, options: Mapping[str, Any], seed: int = 0) -> VideoBackbone
     if drawn:
         redraw(backbone)
         measure_norms(backbone, seed)
-    return backbone.eval()
+    return ready(backbone, options)
 
 
 @torch.no_grad()
@@ -214,11 +214,11 @@ def cost(name: str, options: Mapping[str, Any], size: int, repeats: int) -> dict
         with torch.no_grad(), autocast(device):
             backbone.features(clip, horizon=horizon)
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun)
     peak = None
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e6
+        peak = torch.cuda.max_memory_allocated(device) / 1e6
     elif reset and before is not None:
         peak = (_resident_mb("VmHWM") or math.nan) - before
     return {
@@ -248,7 +248,7 @@ def _resident_mb(name: str) -> float | None:
 def _reset_peak(device: torch.device) -> Callable[[], object] | None:
     """What makes the most memory so far be forgotten: else that of loading would count."""
     if device.type == "cuda":
-        return torch.cuda.reset_peak_memory_stats
+        return functools.partial(torch.cuda.reset_peak_memory_stats, device)
     clear = Path("/proc/self/clear_refs")
     return functools.partial(clear.write_text, "5") if clear.exists() else None
 
@@ -297,7 +297,8 @@ def circles_readout(backbone: VideoBackbone, config: CompareConfig) -> dict[str,
         with torch.no_grad(), autocast(device):
             features, _ = policy.features(batch.clip.to(device), batch.times)
         blank = torch.zeros(1).expand(batch.clip.shape)
-        kept.append(replace(batch, clip=blank, features=features.with_maps(features.maps.bfloat16())))
+        halved = features.with_maps(features.maps.bfloat16())
+        kept.append(replace(batch, clip=blank, features=to_device(halved, torch.device("cpu"))))  # all of them fill a GPU
     seconds = _train(policy, Kept(kept, config.seed), config.circle_steps, config, "circles")
     error = circle_errors(policy, unseen, config.held_out)["error"]
     return {

@@ -412,5 +412,8 @@ CHECKS: tuple[Check, ...] = (
 
 
 def checks_of(backbone: VideoBackbone) -> list[Check]:
-    """Those that concern a backbone."""
-    return [check for check in CHECKS if backbone.spec.generative or check not in GENERATIVE]
+    """Those that concern a backbone. Gradients do not concern an offloaded one, which is frozen."""
+    idle = [] if backbone.spec.generative else [*GENERATIVE]
+    if getattr(backbone, "offloaded", False):
+        idle.append(gradients_reach_all)
+    return [check for check in CHECKS if check not in idle]

@@ -24,11 +24,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import backbone_options, build_backbone
+from backbones import backbone_options, build_backbone, ready
 from para_video.features import VideoBackbone, VideoFeatures
 from para_video.figures import label, write_picture
 from para_video.runs import command_line
-from para_video.training import write_atomically
+from para_video.training import to_device, write_atomically
 from para_video.video import count_frames, read_video
 
 HELD = 2**28
@@ -99,7 +99,8 @@ def extract(backbone: VideoBackbone, frames: Tensor, at_once: int, horizon: int 
         part = frames[max(0, end + 1 - size) : end + 1]
         part = torch.cat([part[:1].expand(max(0, low - len(part)), -1, -1, -1), part])
         ahead = horizon if end == len(frames) - 1 else 0
-        found.append((end, backbone.features(part[None].to(device), horizon=ahead)))
+        features = backbone.features(part[None].to(device), horizon=ahead)
+        found.append((end, to_device(features, torch.device("cpu"))))  # those of a long clip fill a GPU
     return found
 
 
@@ -140,7 +141,8 @@ def main(config: ExtractConfig) -> dict[str, Any]:
     """Extract, write, draw; returns what was said."""
     console = Console()
     torch.manual_seed(0)
-    backbone = build_backbone(config.backbone, **backbone_options(config.backbone, config.options)).eval()
+    options = backbone_options(config.backbone, config.options)
+    backbone = ready(build_backbone(config.backbone, **options), options)
     backbone.spec.check_horizon(config.horizon)
     if config.frames > (most := backbone.spec.contexts[1]):
         console.print(f"{config.backbone} takes {most} frames at once, not {config.frames}", style="yellow")

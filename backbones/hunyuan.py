@@ -6,7 +6,7 @@ clean, with a time of its own, and sees it through Llava too; its future is read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class HunyuanBackbone(LatentVideoBackbone):
         self,
         transformer: HunyuanVideoTransformer3DModel,
         vae: AutoencoderKLHunyuanVideo,
-        tell: Callable[[list[str] | None, Tensor], dict[str, Tensor]],
+        tell: TextPrompts | ImagePrompts,
         *,
         taps: Sequence[str] | None = None,
         level: float | None = None,
@@ -103,6 +103,9 @@ class HunyuanBackbone(LatentVideoBackbone):
 
     def condition(self, past: Tensor, latents: Tensor, timeline: Timeline, prompts: list[str] | None) -> dict[str, Tensor]:
         return self.tell(prompts, (past[:, 0] + 1) / 2)
+
+    def move_text(self, device: str) -> None:
+        self.tell.to(device)
 
     def told(self) -> dict[str, Tensor]:
         """Of a grey frame and the empty prompt; asked for once, since Llava is large."""
@@ -159,11 +162,14 @@ class TextPrompts:
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.pipeline = HunyuanVideoPipeline(**parts, transformer=None, vae=None, scheduler=None)
-        self.prompts = Prompts(self._encode)
+        self.prompts = Prompts(self._encode, self.pipeline.text_encoder, self.pipeline.text_encoder_2)
 
     def _encode(self, prompt: str) -> dict[str, Tensor]:
         text, pooled, mask = self.pipeline.encode_prompt(prompt, device=self.pipeline.text_encoder.device)
         return {"text": text[0], "mask": mask[0], "pooled": pooled[0]}
+
+    def to(self, device: str) -> None:
+        self.prompts.to(device)
 
     def __call__(self, prompts: list[str] | None, frames: Tensor) -> dict[str, Tensor]:
         return self.prompts(prompts, len(frames), frames.device)
@@ -171,7 +177,7 @@ class TextPrompts:
 
 class ImagePrompts:
     """What Llava makes of prompts and first frames, and CLIP of prompts. They keep their own device, and their weights are in no
-    checkpoint. Llava has 8B parameters and is run for every clip: move `pipeline` to where that is quick.
+    checkpoint. Llava has 8B parameters and is run for every clip: the option `text_device` moves it to where that is quick.
 
     Args:
         parts: those of `TextPrompts`, and image_processor.
@@ -182,6 +188,9 @@ class ImagePrompts:
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.pipeline = HunyuanVideoImageToVideoPipeline(**parts, transformer=None, vae=None, scheduler=None)
+
+    def to(self, device: str) -> None:
+        self.pipeline.to(device)
 
     @torch.no_grad()
     def __call__(self, prompts: list[str] | None, frames: Tensor) -> dict[str, Tensor]:

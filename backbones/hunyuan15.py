@@ -85,7 +85,8 @@ class Hunyuan15Backbone(LatentVideoBackbone):
 
         given = transformer.config.task_type == "i2v"
         image_encoder = load_part(SiglipVisionModel, source, "image_encoder") if given else None
-        return {"transformer": transformer, "vae": vae, "prompts": Prompts(encode), "image_encoder": image_encoder}
+        prompts = Prompts(encode, pipeline.text_encoder, pipeline.text_encoder_2)
+        return {"transformer": transformer, "vae": vae, "prompts": prompts, "image_encoder": image_encoder}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As of `LatentVideoBackbone`, but for what the loss does not reach: what the last block makes of the text, which nothing

@@ -7,6 +7,7 @@ laid out.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -23,7 +24,16 @@ from torch import Tensor, nn
 from backbones.attention import check_attention, set_denoiser_attention
 from backbones.loading import Config, Source, check_loading, configs, insert_lora, load_part
 from backbones.offload import Offload, back_to_cpu, check_offload, offload_parts
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, capture, did_you_mean, joined, stride_affine
+from para_video.features import (
+    FeatureSpec,
+    VideoBackbone,
+    VideoFeatures,
+    capture,
+    did_you_mean,
+    drawing_device,
+    joined,
+    stride_affine,
+)
 
 # -------------------------------------------------------------------- noise processes
 # z is the signal, n standard normal noise, x what is between them at a level (b, s), one for each latent frame.
@@ -96,7 +106,7 @@ class FlowProcess(NoiseProcess):
         return self.time_scale * (1 - level if self.reversed_time else level)
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(count, device=device, generator=generator).sigmoid()
+        return torch.randn(count, device=drawing_device(device, generator), generator=generator).to(device).sigmoid()
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,8 @@ class EdmProcess(NoiseProcess):
         return 0.25 * level.log()
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        return (self.log_mean + self.log_std * torch.randn(count, device=device, generator=generator)).exp()
+        noise = torch.randn(count, device=drawing_device(device, generator), generator=generator).to(device)
+        return (self.log_mean + self.log_std * noise).exp()
 
     def levels(self, last: float, steps: int) -> list[float]:
         """Even in the seventh root, as Karras et al. 2022 step."""
@@ -165,8 +176,8 @@ class DdpmProcess(NoiseProcess):
         return a * x - s * output if self.predicts == "v_prediction" else (x - s * output) / a.clamp_min(1e-3)
 
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        steps = len(self.alphas_cumprod)
-        return torch.randint(1, steps + 1, (count,), device=device, generator=generator) / steps
+        steps, place = len(self.alphas_cumprod), drawing_device(device, generator)
+        return torch.randint(1, steps + 1, (count,), device=place, generator=generator).to(device) / steps
 
 
 def _wide(level: Tensor) -> Tensor:
@@ -227,11 +238,11 @@ class Prompts:
     module, keep their own device, and their weights are in no checkpoint.
 
     Args:
-        encode: a prompt to named tensors without a batch.
+        encode: a prompt to named tensors without a batch. encoders: the networks that it runs.
     """
 
-    def __init__(self, encode: Callable[[str], dict[str, Tensor]]) -> None:
-        self.encode = encode
+    def __init__(self, encode: Callable[[str], dict[str, Tensor]], *encoders: nn.Module) -> None:
+        self.encode, self.encoders = encode, encoders
         self.known: dict[str, dict[str, Tensor]] = {}
 
     @classmethod
@@ -250,7 +261,12 @@ class Prompts:
             text = encoder(ids, attention_mask=mask)[0][0]
             return {"text": text} if mask is None else {"text": text, "text_mask": mask[0].bool()}
 
-        return cls(encode)
+        return cls(encode, encoder)
+
+    def to(self, device: str) -> None:
+        """Move the encoders."""
+        for encoder in self.encoders:
+            encoder.to(device)
 
     def __call__(self, prompts: list[str] | None, b: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors with a batch of b for b prompts; None is the empty one for all.
@@ -414,6 +430,7 @@ class LatentVideoBackbone(VideoBackbone):
         gradient_checkpointing: bool = False,
         attention: str | None = None,
         offload: Offload = "none",
+        text_device: str | None = None,
         **options: Any,
     ) -> Self:
         """Load a model's parts.
@@ -428,7 +445,8 @@ class LatentVideoBackbone(VideoBackbone):
                 `attentions`; None leaves it to the library.
             offload: for frozen use of a model larger than the device: "model" has the autoencoder, the image encoder and the
                 denoiser there one at a time, while they run; "blocks" the denoiser's blocks one at a time, which takes least memory
-                and most time, and the other parts always. options: of the constructor.
+                and most time, and the other parts always. text_device: where prompts' encoders go; the CPU without, which is slow
+                where one looks at every clip, as hunyuan-i2v's does. options: of the constructor.
 
         Raises:
             FileNotFoundError, ValueError: see `load_part` and `check_choices`.
@@ -436,12 +454,14 @@ class LatentVideoBackbone(VideoBackbone):
         """
         cls.check_choices(
             device=device, truncate=truncate, lora_rank=lora_rank, gradient_checkpointing=gradient_checkpointing,
-            attention=attention, offload=offload, taps=options.get("taps"),
+            attention=attention, offload=offload, text_device=text_device, taps=options.get("taps"),
         )  # fmt: skip
         model = Source(source, revision, dtype)
         if truncate:
             model, options["taps"] = cls._up_to_last_tap(model, options.get("taps"))
         backbone = cls(**cls.load_parts(model), **options)
+        if text_device is not None:
+            backbone.move_text(text_device)
         if truncate:
             backbone._forgo_answer()
         if attention is not None:
@@ -470,6 +490,7 @@ class LatentVideoBackbone(VideoBackbone):
         gradient_checkpointing: bool = False,
         attention: str | None = None,
         offload: str = "none",
+        text_device: str | None = None,
         taps: Sequence[str] | None = None,
         **others: Any,
     ) -> None:
@@ -480,6 +501,7 @@ class LatentVideoBackbone(VideoBackbone):
                 blocks to truncate.
         """
         check_loading(device, lora_rank, taps)
+        check_loading(text_device, 0, None)
         check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)
@@ -549,10 +571,21 @@ class LatentVideoBackbone(VideoBackbone):
         text = hashlib.sha256(json.dumps(told).encode()).hexdigest() if told else None
         return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self), "text": text}
 
+    def move_text(self, device: str) -> None:
+        """Have prompts' encoders, which are no part of the module, run elsewhere. Raises ValueError for a model without."""
+        if (prompts := getattr(self, "prompts", None)) is None:
+            raise ValueError(f"{type(self).__name__} is told no text: leave text_device out")
+        prompts.to(device)
+
     def told(self) -> dict[str, Tensor]:
         """The embeddings of the empty prompt, of models that take text."""
         prompts = getattr(self, "prompts", None)
         return {} if prompts is None else prompts(None, 1, torch.device("cpu"))
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether parts wait on the CPU until they run."""
+        return self._runs_on is not None
 
     @property
     def device(self) -> torch.device:
@@ -560,7 +593,7 @@ class LatentVideoBackbone(VideoBackbone):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """An offloaded model is moved by its hooks alone."""
-        return self if self._runs_on is not None else super()._apply(fn, recurse)
+        return self if self.offloaded else super()._apply(fn, recurse)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Of the denoiser, or, where it has them, of its LoRA layers alone.
@@ -568,7 +601,7 @@ class LatentVideoBackbone(VideoBackbone):
         Raises:
             ValueError: an offloaded model is to be trained.
         """
-        if requires_grad and self._runs_on is not None:
+        if requires_grad and self.offloaded:
             raise ValueError('an offloaded model is not trained: freeze it (--train heads) or leave out "offload"')
         lora = [p for name, p in self.denoiser.named_parameters() if "lora_" in name]
         for parameter in lora or self.denoiser.parameters():
@@ -594,16 +627,18 @@ class LatentVideoBackbone(VideoBackbone):
         self.spec.check(video, horizon)
         timeline = Timeline(video.shape[1], horizon, self.ratio)
         past = self._filled(video, timeline)
-        latents = self.encode(past)
-        condition = self.condition(past, latents, timeline, prompts)
-        try:
-            x, level = self._at_level(latents, timeline, condition, generator)
-            with capture(self.denoiser, *self.taps, stop=True) as seen:
-                self._answer(x, level, condition)
-        finally:
-            if self._runs_on is not None:
-                back_to_cpu(self.denoiser)
-        return self._wrap(seen, x, timeline, since)
+        # parts of an offloaded model have left the device by the time that gradients would pass through them
+        with torch.no_grad() if self.offloaded else contextlib.nullcontext():
+            latents = self.encode(past)
+            condition = self.condition(past, latents, timeline, prompts)
+            try:
+                x, level = self._at_level(latents, timeline, condition, generator)
+                with capture(self.denoiser, *self.taps, stop=True) as seen:
+                    self._answer(x, level, condition)
+            finally:
+                if self.offloaded:
+                    back_to_cpu(self.denoiser)
+            return self._wrap(seen, x, timeline, since)
 
     def joint(
         self,
@@ -657,7 +692,8 @@ class LatentVideoBackbone(VideoBackbone):
             signal = self.encode(torch.cat([seen.frames, clip[:, -seen.timeline.horizon :] * 2 - 1], 1))
             # some autoencoders normalise over time: observed latents must not tell of the future
             signal = torch.cat([seen.latents, signal[:, :, past:]], 2)
-        noise = torch.randn(signal.shape, generator=generator, device=signal.device, dtype=signal.dtype)
+        place = drawing_device(signal.device, generator)
+        noise = torch.randn(signal.shape, generator=generator, device=place, dtype=signal.dtype).to(signal.device)
         level = self._levels(self.process.draw(len(clip), clip.device, generator), seen.timeline)
         return _Noised(self.process.noisy(signal, noise, level), level, self.process.output(signal, noise, level))
 

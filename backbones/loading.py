@@ -111,6 +111,11 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
     except OSError as error:
         if "Unable to load weights" in str(error):  # so diffusers says that it cannot read a file that is there
             raise ValueError(f"the weights of {where} are damaged: download them again") from error
+        if "cannot be loaded with `safetensors`" in str(error):  # so transformers says it, whose remedy would be to unpickle
+            raise FileNotFoundError(
+                f"{where} has its weights as a pickle alone, which is never loaded: name a `revision` that has model.safetensors, "
+                "such as the hub's bot offers among its pull requests (refs/pr/1), or convert a copy"
+            ) from error
         if not local and _unreached(error):
             raise FileNotFoundError(
                 f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"

@@ -69,7 +69,8 @@ class LtxBackbone(LatentVideoBackbone):
             text, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=encoder.device)
             return {"text": text[0], "mask": mask[0]}
 
-        return {"transformer": load_part(LTXVideoTransformer3DModel, source, "transformer"), "vae": vae, "prompts": Prompts(encode)}
+        transformer = load_part(LTXVideoTransformer3DModel, source, "transformer")
+        return {"transformer": transformer, "vae": vae, "prompts": Prompts(encode, encoder)}
 
     def encode(self, frames: Tensor) -> Tensor:
         modes = self.vae.encode(frames.transpose(1, 2).to(self.vae.dtype)).latent_dist.mode().float()

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, sinusoid, stride_affine
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures, drawing_device, sinusoid, stride_affine
 from para_video.layers import TokenBlock, places
 
 STRIDE = 4
@@ -362,8 +362,9 @@ class MiniVideo(VideoBackbone):
         before the last as motion alone, as features since the present do."""
         self._check_predicts()
         drawn = _random_levels(len(clip), clip.device, generator)
-        drawn[torch.rand(len(clip), device=clip.device, generator=generator) < 0.25] = 1.0
-        shown = 1 if float(torch.rand((), device=clip.device, generator=generator)) < 0.5 else observed
+        place = drawing_device(clip.device, generator)
+        drawn[(torch.rand(len(clip), device=place, generator=generator) < 0.25).to(clip.device)] = 1.0
+        shown = 1 if float(torch.rand((), device=place, generator=generator)) < 0.5 else observed
         return self._flow(clip, observed, drawn, shown, generator)[1]
 
     def _check_predicts(self) -> None:
@@ -385,7 +386,7 @@ class MiniVideo(VideoBackbone):
             raise ValueError(f"joint needs a multiple of {self.tubelet} future frames, got {horizon}; crop the clip")
         clip = clip.float()
         past, future = clip[:, :observed] * 2 - 1, self._grouped(clip[:, observed:] * 2 - 1)
-        noise = torch.randn(future.shape, device=clip.device, generator=generator)
+        noise = torch.randn(future.shape, device=drawing_device(clip.device, generator), generator=generator).to(clip.device)
         level = sigma[:, None, None, None, None]
         noisy = (1 - level) * future + level * noise
         decoded = self._maps(past, (1 - level) * noisy, future.shape[1], sigma, shown)
@@ -429,8 +430,8 @@ class MiniVideo(VideoBackbone):
         return ((rearrange(x, "b s (k c) h w -> b (s k) c h w", k=self.tubelet)[:, :horizon] + 1) / 2).clamp(0, 1)
 
     def _noise(self, b: int, groups: int, video: Tensor, generator: torch.Generator | None) -> Tensor:
-        device = video.device if generator is None else generator.device
-        return torch.randn(b, groups, 3 * self.tubelet, *video.shape[3:], device=device, generator=generator).to(video.device)
+        shape, place = (b, groups, 3 * self.tubelet, *video.shape[3:]), drawing_device(video.device, generator)
+        return torch.randn(shape, device=place, generator=generator).to(video.device)
 
     def _drawn(self, past: Tensor, x: Tensor, level: float, steps: int, guidance: float = 1.0) -> Tensor:
         """Noise x (b, groups, tubelet * 3, H, W) brought down from level 1 to another by Euler steps of the flow."""
@@ -482,7 +483,7 @@ def _shown(t: int, since: float | None) -> int:
 
 def _random_levels(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(count,) logit-normal: training is put where denoising is hard (Esser et al. 2024)."""
-    return _crowded(torch.randn(count, device=device, generator=generator).sigmoid())
+    return _crowded(torch.randn(count, device=drawing_device(device, generator), generator=generator).to(device).sigmoid())
 
 
 def _crowded(u: Tensor) -> Tensor:

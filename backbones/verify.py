@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
-from backbones import backbone_options, build_backbone, shipped_weights
+from backbones import backbone_options, build_backbone, ready, shipped_weights
 from backbones.contract import Broken, Trial, checks_of, gradients_reach_all, leave_start
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoBackbone
@@ -156,7 +156,7 @@ def verify(config: VerifyConfig) -> Row:
     options = json.loads(config.options)
     spent = cost(config)
     torch.manual_seed(0)
-    backbone = build_backbone(config.name, **backbone_options(config.name, options)).eval()
+    backbone = ready(build_backbone(config.name, **backbone_options(config.name, options)), options)
     trial = Trial(backbone, config.size or Trial(backbone).sides(LEAST_SIDE), every=False)
     tried = trial
     if shipped_weights(config.name) is None and backbone.origin is None:

@@ -116,6 +116,11 @@ class VideoFeatures:
         return replace(self, maps=maps)
 
 
+def drawing_device(device: torch.device, generator: torch.Generator | None) -> torch.device:
+    """Where random numbers for a device are drawn: a generator draws on its own alone."""
+    return device if generator is None else generator.device
+
+
 def stride_affine(stride: float, **like) -> Tensor:
     """The image_to_map of a map whose cell (0, 0) covers the image's top-left stride x stride pixels."""
     scale, shift = 1 / stride, 0.5 / stride - 0.5

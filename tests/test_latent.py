@@ -337,3 +337,19 @@ def test_a_horizon_that_fills_no_map_is_refused_in_training() -> None:
     for ask in (Oracle().joint, Oracle().generative_loss):
         with pytest.raises(ValueError, match="joint needs a multiple of 4 future frames, got 6; crop the clip"):
             ask(CLIP[:, :11], 5)
+
+
+@pytest.mark.parametrize("name", ["wan2.1-t2v-1.3b", "ltx", "hunyuan", "hunyuan-i2v", "hunyuan-1.5"])
+def test_encoders_of_prompts_go_where_they_are_told(name: str) -> None:
+    moved = tiny(name, text_device="meta")
+    told = moved.tell.pipeline.components.values() if hasattr(moved, "tell") else moved.prompts.encoders
+    devices = {p.device.type for part in told if isinstance(part, torch.nn.Module) for p in part.parameters()}
+    assert devices == {"meta"}
+    assert {p.device.type for p in moved.parameters()} == {"cpu"}
+
+
+def test_a_model_that_is_told_no_text_has_no_text_device() -> None:
+    with pytest.raises(ValueError, match="SvdBackbone is told no text: leave text_device out"):
+        tiny("svd", text_device="cpu")
+    with pytest.raises(ValueError, match="there is no device 'nowhere'"):
+        tiny("wan2.1-t2v-1.3b", text_device="nowhere")

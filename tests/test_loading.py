@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from backbones import backbone_class, build_backbone
+from backbones import backbone_class, build_backbone, ready
 from backbones.loading import Source, load_part
 from para_video.features import FeatureSpec, VideoBackbone
 from tests.tiny_models import TINY, saved, tiny
@@ -220,3 +221,19 @@ def test_a_model_that_does_not_predict_says_so() -> None:
     backbone = load("dinov2")
     with pytest.raises(ValueError, match="horizon 4; this backbone does not predict future frames"):
         backbone.features(torch.rand(1, 1, 3, 64, 64), horizon=4)
+
+
+def test_what_is_only_read_goes_where_training_would_have_it(monkeypatch) -> None:
+    monkeypatch.setattr("para_video.training.make_accelerator", lambda: SimpleNamespace(device=torch.device("meta")))
+    moved, kept = (ready(build_backbone("mini-random"), options) for options in ({}, {"device": "cpu"}))
+    assert (moved.device.type, kept.device.type) == ("meta", "cpu") and not moved.training and not kept.training
+
+
+def test_a_model_whose_weights_are_a_pickle_is_refused_with_a_remedy() -> None:
+    class Pickled(torch.nn.Module):
+        @classmethod
+        def from_pretrained(cls, *_, **__) -> None:
+            raise OSError("it cannot be loaded with `safetensors`. Please do not set `use_safetensors=True`.")
+
+    with pytest.raises(FileNotFoundError, match="weights as a pickle alone.*name a `revision`"):
+        load_part(Pickled, Source("somebody/model"))

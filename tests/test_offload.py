@@ -11,6 +11,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from torch import Tensor, nn
 
 from backbones import backbone_class, build_backbone
+from backbones.contract import checks_of, gradients_reach_all
 from backbones.latent import LatentVideoBackbone
 from para_video.agent import VideoPolicy
 from para_video.checkpoint import PolicySpec, load_policy, save_policy, weight_digests
@@ -156,3 +157,10 @@ def test_wrong_choices_are_named_before_anything_is_loaded() -> None:
         kind.from_pretrained("nowhere", offload="disk")
     with pytest.raises(ValueError, match="'model' needs the device on which parts run"):
         kind.from_pretrained("nowhere", offload="model")
+
+
+def test_features_of_an_offloaded_model_keep_nothing_for_gradients() -> None:
+    backbone = load("svd", "model")
+    video = torch.rand(1, 1, 3, 64, 64).requires_grad_()
+    assert not backbone.features(video).maps.requires_grad and tiny("svd").features(video).maps.requires_grad
+    assert gradients_reach_all not in checks_of(backbone) and gradients_reach_all in checks_of(tiny("svd"))
