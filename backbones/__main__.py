@@ -45,7 +45,7 @@ class ListConfig:
             raise ValueError(f"unknown family {self.family!r}; choose from {', '.join(f.replace(' ', '-') for f in FAMILIES)}")
         if self.name is not None and self.name not in CATALOGUE:
             catalogue_entry(self.name)  # tells what is wrong with a name
-            raise ValueError(f"{self.name!r} is not in the catalogue; its class says what it is")
+            raise ValueError(f"{self.name!r} is not in the catalogue, which is listed here; python -m backbones.verify takes it")
 
     def wants(self, family: str) -> bool:
         return self.family is None or family.startswith(self.family.replace("-", " "))

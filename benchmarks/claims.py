@@ -10,8 +10,8 @@ in runs/claims: an experiment that needs a policy, or a cell, which another one 
 are trained, remove that folder and the results.
 
 All policies start from robot.py's own default: the shipped video model, and what fits of a PARA head that learnt circles on it: all
-of PARA but its last layer, most of regression's trunk, and nothing of ACT. Heads start fresh under heads, and in one arm of
-circles; --init none starts every head so.
+of PARA but its last layer, most of regression's trunk, and nothing of ACT. In the experiment heads, and in the arm scratch of
+circles, heads start fresh; --init none starts every head so.
 
 Policies are trained for 900 steps on up to five demonstrations. On more it is 1200, and in another way: half of the clips are
 repainted, the demonstrations' moves were disturbed, the robot's state is told exactly, the camera is zoomed in, and the hand is

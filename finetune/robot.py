@@ -195,8 +195,8 @@ class RobotConfig:
     out: Path | None = None
     """Where everything is written; default the first free of runs/robot, runs/robot-2, ..."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with an interrupted run in --out: finished trainings and cells are kept. Options are those that it has; of other ones
-    policies, azimuths, shifts and episodes may be given; the report is of the policies that are named."""
+    """Go on with an interrupted run in --out: finished trainings and cells are kept. Its options are taken; --policies, --azimuths,
+    --shifts and --episodes alone may be others. The report is of the policies that are named."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.policy_names if name not in HEADS]

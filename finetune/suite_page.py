@@ -319,7 +319,7 @@ def made_with(rows: Sequence[Row]) -> str:
     told = [row for row in rows if "versions" in row]
     if not told:
         return "versions were not kept"
-    of = "" if len(told) == len(rows) else f"{len(told)} of {len(rows)} cells tell that they are of "
+    of = "" if len(told) == len(rows) else f"{len(told)} of {len(rows)} cells say their precision: "
     titles = {"torch": "torch", "metaworld": "Meta-World", "mujoco": "MuJoCo"}
     versions = [f"{title} {' and '.join(sorted({row['versions'][name] for row in told}))}" for name, title in titles.items()]
     older = sorted({row["task"].removesuffix("-v3") for row in rows if of_another_expert(row)})
