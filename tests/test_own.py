@@ -9,6 +9,7 @@ import torch
 
 from backbones import contract
 from para_video.agent import VideoPolicy
+from para_video.checkpoint import PolicySpec, save_policy
 from para_video.demos import load_demos
 from para_video.heads import ParaHead
 from para_video.readout import ReadoutSpec
@@ -99,3 +100,14 @@ def test_a_policy_takes_the_frames_of_its_training_alone() -> None:
     for shape, told in (((1, 3, 128, 128), "1 frames of 128 x 128"), ((2, 3, 64, 128), "2 frames of 64 x 128")):
         with pytest.raises(ValueError, match=f"{told} pixels; this policy was trained on 2 x 128 x 128"):
             policy.act(names["observe"](torch.zeros(shape, dtype=torch.uint8), pose, 1.0))
+
+
+def test_a_saved_policy_is_let_act_in_the_simulator(tmp_path: Path) -> None:
+    names: dict = {"__name__": "own"}
+    exec(program(4), names)
+    spec = PolicySpec(
+        "backbones.mini:MiniVideo", "para_video.heads:ParaHead", (1.0, 2.0), size=(128, 128),
+        backbone_options={"width": 8, "channels": 8, "depth": 1}, head_options={"spec": ReadoutSpec()},
+    )  # fmt: skip
+    save_policy(spec.build(), spec, tmp_path, {})
+    assert names["successes"](tmp_path, "reach-v3", episodes=1) in (0, 1)
