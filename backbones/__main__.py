@@ -68,6 +68,7 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
     options = {name: default for name, default in known_options(kind).items() if default is not inspect.Parameter.empty}
     taken = {
         "attention": "attentions", "lora_rank": "lora_layers", "truncate": "stack", "gradient_checkpointing": "checkpointing",
+        "text_device": "hears_text",
     }  # fmt: skip
     for name, what in taken.items():
         if not getattr(kind, what, True):  # refused, whatever the value

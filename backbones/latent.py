@@ -376,6 +376,8 @@ class LatentVideoBackbone(VideoBackbone):
     empty where there is no such list."""
     depth = 0.5
     """Of the block in the stack that is read unless taps are given, from 0 to 1."""
+    hears_text = True
+    """Whether the model is told prompts."""
     _runs_on: torch.device | None = None
     """Where parts are moved to run; None for a model that is not offloaded."""
     attention: str | None = None
@@ -502,6 +504,8 @@ class LatentVideoBackbone(VideoBackbone):
         """
         check_loading(device, lora_rank, taps)
         check_loading(text_device, 0, None)
+        if text_device is not None and not cls.hears_text:
+            raise ValueError(f"{cls.__name__} is told no text: leave text_device out")
         check_offload(offload, device, trained=bool(lora_rank or gradient_checkpointing))
         if attention is not None:
             check_attention(attention, cls.attentions, cls.__name__)
@@ -572,10 +576,8 @@ class LatentVideoBackbone(VideoBackbone):
         return {**super().settings(), "process": [type(self.process).__name__, process], "configs": configs(self), "text": text}
 
     def move_text(self, device: str) -> None:
-        """Have prompts' encoders, which are no part of the module, run elsewhere. Raises ValueError for a model without."""
-        if (prompts := getattr(self, "prompts", None)) is None:
-            raise ValueError(f"{type(self).__name__} is told no text: leave text_device out")
-        prompts.to(device)
+        """Have prompts' encoders, which are no part of the module, run elsewhere."""
+        self.prompts.to(device)
 
     def told(self) -> dict[str, Tensor]:
         """The embeddings of the empty prompt, of models that take text."""

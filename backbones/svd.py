@@ -37,6 +37,7 @@ class SvdBackbone(LatentVideoBackbone):
 
     image_encoder: Any
     attentions = ("sdpa", "xformers")
+    hears_text = False
 
     def __init__(
         self,

@@ -111,7 +111,12 @@ def told(title: str, capsys: pytest.CaptureFixture) -> str:
 
 
 def test_options_that_a_model_refuses_are_not_listed(capsys: pytest.CaptureFixture) -> None:
-    for name, option in (("svd", "truncate"), ("efficientnet-lite0", "gradient_checkpointing"), ("mochi", "truncate")):
+    for name, option in (
+        ("svd", "truncate"),
+        ("svd", "text_device"),
+        ("efficientnet-lite0", "gradient_checkpointing"),
+        ("mochi", "truncate"),
+    ):
         main(ListConfig(name))
         assert option not in told("options", capsys)
     for name, option in (("wan2.1-t2v-1.3b", "truncate=False"), ("dinov2", "gradient_checkpointing=False")):
