@@ -50,7 +50,7 @@ def measure(
         if any(map(counts, kept)):
             continue
         tuned_in = video or folder / "video"
-        for part in (folder / name, tuned_in):
+        for part in (folder / name, *([tuned_in] if given.video_steps else [])):
             of_today(part, unmarked=not kept)  # older work has no mark: then its row tells
         config = replace(given, out=folder, resume=True)
         same_settings(folder / name, config, free=("out", "resume", "policies"), accelerator=accelerator)

@@ -29,6 +29,7 @@ from para_video.training import whole_folder
 
 FORMAT = 1
 """Version of the files; a set of another version is not read."""
+INDEX_FILE = "demos.json"
 
 TUNING_SEED, EVALUATION_SEED = 90_000, 100_000
 """Seeds of episodes that policies are tuned on, and that they are evaluated on, start here; demonstrations stay below, so that they
@@ -324,7 +325,7 @@ def save_demos(demos: DemoSet, folder: str | Path) -> None:
             (partial / name).write_bytes(content)
             entries.append({"file": name, "task": demo.task, "seed": int(demo.seed), "sha256": hashlib.sha256(content).hexdigest()})
         summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
-        (partial / "demos.json").write_text(json.dumps(summary, indent=1))
+        (partial / INDEX_FILE).write_text(json.dumps(summary, indent=1))
 
 
 def load_demos(folder: str | Path) -> DemoSet:
@@ -335,39 +336,47 @@ def load_demos(folder: str | Path) -> DemoSet:
         ValueError: a file is damaged or from another version, or a demo is inconsistent.
     """
     folder = Path(folder)
-    index = _index(folder)
-    try:
-        summary = json.loads(index.read_text())
-        readable = summary["format"] == FORMAT
-        entries = summary["demos"] if readable else []
-        if outside := [entry["file"] for entry in entries if Path(entry["file"]).name != entry["file"]]:
-            raise ValueError(f"{outside[0]!r} is no name of a file beside it")
-        files = [(folder / entry["file"], entry["task"], entry["seed"], entry.get("sha256")) for entry in entries]
-        discarded, settings = tuple(summary["discarded"]), dict(summary["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged ({error!r}); {_REMEDY}") from error
-    if not readable:
-        raise ValueError(f"{index} has format {summary['format']}, this version reads {FORMAT}; {_REMEDY}")
-    return DemoSet(tuple(_load_demo(*file) for file in files), discarded, settings)
+    summary = _read_index(folder)
+    demos = tuple(
+        _load_demo(folder / entry["file"], entry["task"], entry["seed"], entry.get("sha256")) for entry in summary["demos"]
+    )
+    return DemoSet(demos, summary["discarded"], summary["settings"])
 
 
 def demos_digest(folder: Path) -> str:
     """12 hexadecimal digits of a demo set: others for other demonstrations.
 
     Raises:
-        FileNotFoundError: no demo set there.
+        FileNotFoundError, ValueError: no demo set there, or a damaged one.
     """
-    digest = hashlib.sha256(_index(folder).read_bytes())  # which mostly holds the digests of all files
-    for entry in json.loads(_index(folder).read_text())["demos"]:
+    summary = _read_index(folder)
+    digest = hashlib.sha256((folder / INDEX_FILE).read_bytes())  # which mostly holds the digests of all files
+    for entry in summary["demos"]:
         if "sha256" not in entry:
-            digest.update((folder / entry["file"]).read_bytes())
+            digest.update(_content(folder / entry["file"]))
     return digest.hexdigest()[:12]
 
 
-def _index(folder: Path) -> Path:
-    if not (index := folder / "demos.json").is_file():
+def _read_index(folder: Path) -> dict[str, Any]:
+    """What lists a demo set, whole and of this version; it names no file but those beside it."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
         raise FileNotFoundError(f"no demo set at {folder}: {index.name} is missing; write one with save_demos")
-    return index
+    try:
+        summary = json.loads(index.read_text())
+        known = summary["format"] == FORMAT
+        for entry in summary["demos"] if known else ():
+            if lacking := {"file", "task", "seed"} - entry.keys():
+                raise KeyError(*lacking)
+            if Path(entry["file"]).name != entry["file"]:
+                raise ValueError(f"{entry['file']!r} is no name of a file beside it")
+        if known:
+            summary |= {"discarded": tuple(summary["discarded"]), "settings": dict(summary["settings"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged ({error!r}); {_REMEDY}") from error
+    if not known:
+        raise ValueError(f"{index} has format {summary['format']}, this version reads {FORMAT}; {_REMEDY}")
+    return summary
 
 
 def select_demos(demos: DemoSet, count: int) -> DemoSet:
@@ -393,10 +402,15 @@ def _arrays(demo: Demo) -> dict[str, np.ndarray]:
     return arrays | camera
 
 
-def _load_demo(path: Path, task: str, seed: int, checksum: str | None) -> Demo:
+def _content(path: Path) -> bytes:
+    """Of a listed file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is listed in demos.json and missing; {_REMEDY}")
-    content = path.read_bytes()
+    return path.read_bytes()
+
+
+def _load_demo(path: Path, task: str, seed: int, checksum: str | None) -> Demo:
+    content = _content(path)
     if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
         raise ValueError(f"{path} is damaged: its {len(content)} bytes do not match the checksum in demos.json; {_REMEDY}")
     try:

@@ -92,14 +92,14 @@ def test_rows_of_another_schedule_do_not_count(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="measured"):
         measure("arm", {"para": config}, Rows(tmp_path / "none.json", {}, KEY), tmp_path / "work", Console(quiet=True))
     assert not kept.exists(), "a cut left it before it had a row"
-    tuned = tmp_path / "tuned" / "model.safetensors"
+    tuned, tuning = tmp_path / "tuned" / "model.safetensors", replace(config, video_steps=2)
     for executed in (DEFAULT_SCHEDULE.executed, 3):
         write_atomically(tuned, b"weights")
         write_atomically(
             tuned.with_name("schedule.json"), json.dumps(asdict(replace(DEFAULT_SCHEDULE, executed=executed))).encode()
         )
         with pytest.raises(pytest.fail.Exception, match="measured"):
-            measure("arm", {"para": config}, rows, tmp_path / "work", Console(quiet=True), video=tuned.parent)
+            measure("tuned", {"para": tuning}, rows, tmp_path / "work", Console(quiet=True), video=tuned.parent)
         assert tuned.exists() == (executed != 3), "a video model that was tuned by another schedule is not gone on with"
 
 
