@@ -127,11 +127,12 @@ def test_a_run_does_not_go_on_with_other_demonstrations(tmp_path):
     with pytest.raises(FileNotFoundError, match="no demo set"):
         same_source(tmp_path, backbone, [], accelerator, demos)
     demos.mkdir()
-    (demos / "demos.json").write_text("{}")
+    index = {"format": 1, "demos": [], "settings": {}, "discarded": []}
+    (demos / "demos.json").write_text(json.dumps(index))
     for _ in range(2):
         same_source(tmp_path, backbone, [], accelerator, demos)
         same_settings(tmp_path, CirclesConfig(), free=(), accelerator=accelerator)
-    (demos / "demos.json").write_text('{"demos": []}')
+    (demos / "demos.json").write_text(json.dumps({**index, "settings": {"other": 1}}))
     with pytest.raises(ValueError, match="began with other demonstrations than .*demos holds"):
         same_source(tmp_path, backbone, [], accelerator, demos)
 
