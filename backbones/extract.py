@@ -151,7 +151,7 @@ def main(config: ExtractConfig) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     for end, features in found:
         parts = {"maps": features.maps[0], "times": features.times, "spans": features.spans, "image_to_map": features.image_to_map}
-        tensors |= {f"{end:06d}.{name}": value.contiguous().cpu() for name, value in parts.items()}
+        tensors |= {f"{end:06d}.{name}": value.contiguous() for name, value in parts.items()}
     about = {"backbone": config.backbone, "options": config.options, "size": json.dumps(list(frames.shape[-2:]))}
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out / "features.safetensors", save_tensors(tensors, about))

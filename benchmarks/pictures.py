@@ -28,9 +28,10 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from finetune.grid import measured_alike
 from finetune.robot import evaluate_view, film
 from finetune.suite import REFERENCES
-from finetune.suite_page import Outcomes, bar, measured_on, outcomes
+from finetune.suite_page import bar, measured_on, outcomes
 from finetune.trained import Trained, check_episodes, load_trained
 from para_video.circles import CircleClip, CircleVideos
 from para_video.demos import EVALUATION_SEED
@@ -295,24 +296,17 @@ def starts(results: Path) -> tuple[dict[str, dict[str, Any]], str]:
             {**row, "view": "none", "succeeded": row["succeeded"]["same"]} if "view" not in row else row for row in kept["rows"]
         ]
         rows = [row for row in rows if row["demos"] == FEW and row["view"] == "none" and row["policy"] not in REFERENCES]
+        rows = measured_alike(rows) if rows else []
         arms = sorted(dict.fromkeys(row["arm"] for row in rows), key=lambda arm: arm not in ("none", "scratch"))
         found = {
             policy: {arm: each for arm in arms if (each := outcomes(rows, policy=policy, arm=arm))}
             for policy in sorted({row["policy"] for row in rows}, key=lambda name: name != "para")
         }
         if found:
-            found = {policy: in_all(by_arm) for policy, by_arm in found.items()}
             measured = dict.fromkeys(measured_on(each) for by_arm in found.values() for each in by_arm.values())
             told = f"{' or '.join(measured)} a bar, after {kept['settings']['steps']} steps of training (results/{source})"
             return {policy: {arm: bar(each) for arm, each in by_arm.items()} for policy, by_arm in found.items()}, told
     return {}, "not measured"
-
-
-def in_all(by_arm: Mapping[str, Outcomes]) -> dict[str, Outcomes]:
-    """What was measured on those tasks and training seeds that every arm has: means over others would not compare. All of it where
-    there are no such."""
-    common = set.intersection(*(set(found) for found in by_arm.values()))
-    return {arm: {place: found[place] for place in found if place in common or not common} for arm, found in by_arm.items()}
 
 
 def beside(*pictures: Frame) -> Frame:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbones import WEIGHTS
 from finetune.grid import of_another_expert
 from finetune.robot import RobotConfig
 from para_video.figures import display_name, markdown_table, told_cell, write_place
@@ -26,7 +27,6 @@ ROOT = Path(__file__).parent.parent
 PLACE = "benchmarks/results_table.py"
 KINDS = ("robot-", "video", "circles")
 """What files of summaries begin with."""
-WEIGHTS = Path("backbones/weights")
 UNNAMED = ("task", "demos", "out", "resume", "workers")
 """Options that are in a result's name already, or change no figure in it."""
 ROWS = {
@@ -104,7 +104,7 @@ def name_of(summary: dict[str, Any]) -> str:
 
 def told_init(start: str) -> str:
     """Weights that ship by name; a checkpoint of the user's, whose folder says nothing of it, without."""
-    path = Path(start)
+    path = ROOT / start
     return f"init-{path.name}" if start == "none" or path.parent == WEIGHTS else "init"
 
 

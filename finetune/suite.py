@@ -276,7 +276,7 @@ def share_rows(suite: Suite, experiments: Mapping[str, Sequence[Grid]]) -> None:
     """Give experiments those cells that another one has measured: of the same policy, or references, in the same view."""
     kept: dict[tuple[str | None, str, str], Row] = {}
     for path in suite.results.glob("*.json"):
-        for row in stored(suite.results, path.stem).find():
+        for row in filter(counts, stored(suite.results, path.stem).find()):
             key = (row.get("trained_on"), row["policy"], row["view"])
             kept[key] = max(kept.get(key, row), row, key=lambda each: len(each["succeeded"]))
     for job in missing_jobs(suite, experiments):
