@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -211,7 +212,8 @@ def _existing(path: str | Path) -> Path:
 
 def _unreadable(path: Path, reason: object) -> VideoError:
     first_line = next(iter(str(reason).strip().splitlines()), "no reason given")
-    return VideoError(f"{path} cannot be decoded ({first_line}); it is truncated or no video: remove it, or copy or re-encode it")
+    told = re.sub(rf"^\[[\d:]+\] \S+:\d+: (\[{re.escape(str(path))}\] )?", "", first_line)  # where in decord's source, and when
+    return VideoError(f"{path} cannot be decoded ({told}); it is truncated or no video: remove it, or copy or re-encode it")
 
 
 def _choose(decoder: str | None) -> str:
