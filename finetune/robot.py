@@ -183,9 +183,6 @@ class RobotConfig:
     hide_hand: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Hide the hand in what policies see: they are told where it is, and what it looks like misleads them where the camera is
     turned."""
-    hand_from: float | None = None
-    """From how many metres above the gripper point it is hidden then, fingers that show below filled in; default 0.005. 0.045
-    leaves in view what is held."""
     widen: float = 1.0
     """Factor on the ranges of object and goal positions, in demonstrations and evaluation."""
     shadows: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -236,8 +233,6 @@ class RobotConfig:
             raise ValueError(
                 f"hide_hand needs context 1, got {self.context}: where the hand was in earlier frames a policy is not told"
             )
-        if self.hand_from is not None and not (self.hide_hand and 0 <= self.hand_from < Hand.high):
-            raise ValueError(f"hand_from is of --hide-hand, and lies in [0, {Hand.high}); got {self.hand_from}")
         recorded = ("noise", "scatter", "spread_over")
         if self.demo_folder is not None and (ours := changed_options(self, recorded)):
             raise ValueError(f"{', '.join(ours)} are of recording, and --demo-folder is recorded already: leave them out")
@@ -273,13 +268,6 @@ class RobotConfig:
             raise ValueError(f"unknown head_options {unknown}; choose from {[*READOUT_OPTIONS, *PARA_OPTIONS]}")
         readout = {name: value for name, value in given.items() if name in READOUT_OPTIONS}
         return readout, {name: value for name, value in given.items() if name in PARA_OPTIONS}
-
-    @property
-    def hand(self) -> Hand | None:
-        """What is hidden of it."""
-        if not self.hide_hand:
-            return None
-        return Hand() if self.hand_from is None else Hand().hidden_from(self.hand_from)
 
     @property
     def init_folder(self) -> Path | None:
@@ -440,7 +428,7 @@ def policy_spec(name: str, config: RobotConfig, demos: Sequence[Demo]) -> Policy
         size=(height, width),
         backbone_options=config.read_options,
         head_options=options,
-        hand=config.hand,
+        hand=Hand() if config.hide_hand else None,
     )
 
 

@@ -34,6 +34,7 @@ from finetune.grid import counts, digits
 from finetune.robot import RobotConfig
 from para_video.checkpoint import checkpoint_digest, weights_file
 from para_video.demos import Plan, record_demo
+from para_video.hand import Hand
 from para_video.policy import DEFAULT_SCHEDULE
 from para_video.readout import readout_spec
 from para_video.rollout import Cell, evaluation_seeds
@@ -48,7 +49,7 @@ KEY = ("arm", "task", "demos", "seed", "policy", "view")
 """What tells an experiment's rows apart; `view` is a shift as text."""
 REFERENCES = ("expert", "readout", "blind_replay")
 """Policies that are not trained, and bound those that are; their rows have seed 0."""
-FREE = ("policies", "azimuths", "shifts", "episodes", "out", "resume", "seed", "head_options", "init", "learning_rate", "hand_from")
+FREE = ("policies", "azimuths", "shifts", "episodes", "out", "resume", "seed", "head_options", "init", "learning_rate")
 """Options that a policy's folder is not named after: it is the same under them, or what they stand for is in its name."""
 SCENE = ("task", "demos", "demo_folder", "size", "zoom", "spread_over", "noise", "scatter", "widen", "workspace", "shadows")
 """Those that references depend on."""
@@ -340,7 +341,7 @@ def trained_on(config: RobotConfig, policy: str) -> str:
     else:
         told = {name: value for name, value in settings.items() if name not in FREE}
         told |= {"start": _digest(shipped_weights(config.backbone)), "init": _digest(config.init_folder)}
-        told |= {"hand": asdict(config.hand)} if config.hand else {}
+        told |= {"hand": asdict(Hand())} if config.hide_hand else {}
         told |= {"rate": config.learning_rate or robot.LEARNING_RATES.get(kind), "optimizer": robot.OPTIMIZERS.get(kind)}
     told |= {"actions": (DEFAULT_SCHEDULE.chunk, DEFAULT_SCHEDULE.frame_stride), "expert": recipe(config.task)}
     readout, head = config.para_options

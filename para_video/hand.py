@@ -8,7 +8,7 @@ for can.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,10 +48,6 @@ class Hand:
     finger_high: float = 0.03
     grey: float = 0.5
     smooth: float = 3 / 128
-
-    def hidden_from(self, low: float) -> Hand:
-        """This hand with the rectangle beginning at another height, in metres; fingers are filled in up to it."""
-        return replace(self, low=low, finger_high=max(self.finger_high, low))
 
     def hidden(self, clip: Tensor, state: RobotState) -> Tensor:
         """Clips (b, t, 3, H, W) without the hand, where it is in the last frame; as they are where it is behind the camera."""

@@ -160,21 +160,6 @@ def test_a_policy_does_not_see_it_in_training_nor_in_use_nor_when_it_is_loaded(t
     assert not torch.equal(policy(Batch(clip, targets, robot))["heat"], policy(Batch(other, targets, robot))["heat"])
 
 
-def test_hidden_from_higher_up_it_leaves_what_is_held_in_view_and_fills_fingers_in() -> None:
-    robot, higher = state(), Hand().hidden_from(0.045)
-    assert Hand().hidden_from(Hand.low) == Hand()
-    white = torch.ones(1, 1, 3, SIZE, SIZE)
-    lower, shown = Hand().hidden(white, robot)[0, 0, 0], higher.hidden(white, robot)[0, 0, 0]
-    held, palm = seen(robot, TIP + 0.025 * UP), seen(robot, TIP + 0.08 * UP)
-    assert lower[held] < 0.6 and shown[held] == 1, "white between the fingers"
-    assert shown[palm] == lower[palm] == Hand.grey
-    finger = seen(robot, TIP + 0.03 * UP + Hand.finger * robot.rotation[0, :, 1])
-    for hand in (Hand(), higher):
-        black = white.clone()
-        black[..., finger[0], finger[1]] = 0
-        assert hand.hidden(black, robot)[0, 0, 0][finger] > 0.45, "a finger is not seen"
-
-
 def test_it_may_be_beyond_the_picture_or_behind_the_camera() -> None:
     clip = torch.rand(1, 1, 3, SIZE, SIZE)
     for tip in (torch.tensor([0.0, 3.0, 0.08]), torch.tensor([0.9, -0.6, 0.9])):
