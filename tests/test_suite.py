@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 from dataclasses import dataclass, replace
 from itertools import product
@@ -404,6 +405,19 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     with pytest.raises(RuntimeError, match="2 of 4 jobs failed, all others are kept.*OSError: no space"):
         claims["main"](other)
     assert (tmp_path / "other" / "claims.md").is_file()
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_it_goes_on_from_the_rows_that_are_shipped(claims, quick, tmp_path):
+    shipped = claims["Config"](quick=quick)
+    config = replace(shipped, results=tmp_path / "results", work=tmp_path / "work")
+    shutil.copytree(shipped.folder, config.folder, ignore=shutil.ignore_patterns("*.lock"))
+    made, grids = config.suite(), {name: config.grids(name) for name in claims["EXPERIMENTS"]}
+    assert suite.known_rates(made) is None, "they are of other machines"
+    suite.share_rows(made, grids)
+    jobs = missing_jobs(made, grids)
+    assert all(job.seconds(RATES) > 0 for job in jobs)
+    assert {path.name for path in config.folder.glob("*.json")} >= {path.name for path in shipped.folder.glob("*.json")}
 
 
 def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is_given(claims):
