@@ -19,7 +19,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[sim,notebooks,image,dev]'
 	@touch $@
 
-demo: venv  ## learn circles, then teach a simulated robot from five demonstrations
+demo: venv  ## two runs: learn circles; teach a simulated robot from five demonstrations
 	$(BIN)/python pretrain/circles.py
 	$(BIN)/python finetune/robot.py --demos 5
 

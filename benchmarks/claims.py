@@ -195,8 +195,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "demos",
-            "Success grows with demonstrations, and PARA needs the fewest. (Beyond five it grows on pick-place alone. On "
-            "coffee-pull it falls, where the other way of training has more from twenty.)",
+            "Success grows with demonstrations, and PARA needs the fewest. (Beyond five it does not grow in this way of training: "
+            "pick-place has most from twenty, coffee-pull from five.)",
             (side(NUMBERS, "para"), side((5, 20), "regression", "act", references=False)),
             (quick((5, 20), "para"), quick(20, "regression", "act", references=False)),
         ),

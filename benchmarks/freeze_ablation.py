@@ -21,9 +21,9 @@ from finetune.grid import KEY, cell, draw_arms, measure, measured_alike, setting
 from finetune.robot import RobotConfig
 from finetune.suite_page import made_with
 from para_video.checkpoint import checkpoint_digest
-from para_video.figures import write_table
+from para_video.figures import display_name, write_table
 from para_video.rows import Row, Rows, check_page
-from para_video.runs import command_line
+from para_video.runs import command_line, precision_in
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, README = ROOT / "results" / "freeze.json", ROOT / "docs" / "freeze.md", ROOT / "README.md"
@@ -32,8 +32,9 @@ TAP = '{"tap": "joined"}'
 """The same features in every way."""
 HEADING = """# Start, tune, freeze
 
-The same video model from three beginnings, as it is or first tuned on the demonstrations' frames (no actions), then frozen under
-the head or trained jointly with it.
+The same video model from three beginnings (random weights, pretrained on synthetic clips, pretrained on simulated scenes too), as
+it is or first *tuned*: trained to predict the demonstrations' frames, without actions. Then it is *frozen* under the head or
+trained *jointly* with it, its generative loss going on.
 
 ![Success by arm](freeze.png)
 
@@ -103,16 +104,20 @@ def write(config: Config, rows: Rows) -> None:
     found = rows.find()
     arms = [arm for arm in map(str, ARMS) if rows.find(arm=arm)]
     columns = list(dict.fromkeys((row["task"], row["demos"], row["policy"]) for row in found))
-    titles = [f"{task.removesuffix('-v3')}, {demos}: {policy}" for task, demos, policy in columns]
+    titles = []
+    for task, demos, policy in columns:
+        precisions = {precision_in(row) for row in rows.find(task=task, demos=demos, policy=policy) if "versions" in row}
+        told = f" ({' and '.join(sorted(precisions))})" if precisions else ""
+        titles.append(f"{task.removesuffix('-v3')}, {demos} demonstrations: {display_name(policy)}{told}")
     table = []
     for arm in arms:
         cells = [cell(rows.find(arm=arm, task=task, demos=demos, policy=policy)) for task, demos, policy in columns]
-        table.append([arm, *cells])
+        table.append([arm, *(text or "–" for text in cells)])
     seeds = sorted({row["seed"] for row in found})
     made = (
         f"`python benchmarks/freeze_ablation.py`: {config.video_steps} steps of tuning, {config.steps} of each policy, training "
         f"seeds {', '.join(map(str, seeds))}; successes in the training camera's view; "
-        f"{len(found)} of {len(ARMS) * len(columns) * len(seeds)} cells are measured; "
+        f"{len(found)} of {len(ARMS) * len(columns) * len(seeds)} cells are measured (– is not); "
         f"{sum(row['seconds'] for row in found) / 3600:.1f} hours of training, that of backbones before it left out; "
         f"{made_with(found)}."
     )

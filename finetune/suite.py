@@ -324,6 +324,8 @@ def _views(grid: Grid, policy: str | None) -> Iterable[str]:
 
 
 def _job(suite: Suite, config: RobotConfig, policy: str | None) -> PolicyJob | ReferenceJob:
+    if config.video_steps:
+        raise ValueError(f"a suite does not tune video models, got video_steps {config.video_steps}: leave it out")
     name = trained_on(config, policy or "references")
     if policy is None:
         return ReferenceJob(name, config)

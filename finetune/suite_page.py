@@ -166,11 +166,8 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         others = {policy: of(policy) for policy in target.besides}
         if target.other_arm is not None:
             others = {target.other_arm: of(arm=target.other_arm)}
-        beside = [
-            f"{display_name(name)} {told(estimate(other))}{fewer(other, para)}, PARA {ahead(para, other)}"
-            for name, other in others.items()
-            if other
-        ]
+        beside = [f"{display_name(name)} {told(estimate(other))}{fewer(other, para)}" for name, other in others.items() if other]
+        ahead = [told_gap(gap(para, other)) for other in others.values() if other]
         reached = "not measured" if rate is None else verdict(rate.mean, target.share)
         if para and not para.keys() >= wanted(target, experiments[target.experiment]):
             reached = f"{reached.strip('*')}, so far"
@@ -180,11 +177,12 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
                 f"{target.share:.0%}",
                 told(rate),
                 reached,
-                "; ".join(beside),
                 measured_on(para, len(target.views)) * bool(para),
+                "; ".join(beside),
+                "; ".join(ahead),
             ]
         )
-    header = ["experiment", "target", "PARA", "reached", "beside", "measured on"]
+    header = ["experiment", "target", "PARA", "reached", "measured on", "beside", "PARA ahead by, points"]
     return markdown_table(header, lines)
 
 
@@ -193,13 +191,6 @@ def verdict(mean: float, share: float) -> str:
     if mean >= share:
         return "**yes**"
     return f"no, {mean:.2%}" if f"{mean:.0%}" == f"{share:.0%}" else "no"
-
-
-def ahead(para: Outcomes, other: Outcomes) -> str:
-    """How far PARA lies above another policy where both were measured, and what it comes to there, where that is not all of it."""
-    both = in_both(para, other)
-    there = f"there {success_rate(by_task(both)).mean:.0%}, " if 0 < len(both) < len(para) else ""
-    return f"{there}ahead by {told_gap(gap(para, other))}"
 
 
 def wanted(target: Target, experiment: Experiment) -> set[tuple[str, int]]:

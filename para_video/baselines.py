@@ -465,8 +465,8 @@ class ActHead(RegressionHead):
     zero. A transformer encoder mixes tokens of the maps with the latent, the robot's state and the camera; a decoder with one
     query per time reads the chunk off them. Differences from the authors' code: one decoder layer (theirs has seven and uses
     the first one's output); the camera is a token; the gripper is classified into PARA's bins with their cross-entropy; layers
-    are pre-norm; queries are embedded times, so that any times can be asked for; tokens of the
-    maps are told where their rays go.
+    are pre-norm; queries are embedded times, so that any times can be asked for; tokens of the maps are told where their rays go;
+    the state is told roughly, and the posterior is told it with noise of its own.
 
     Args:
         channels: of the feature maps. spec: what the gripper's bins mean. statistics: of the demonstrations.

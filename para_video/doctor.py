@@ -342,6 +342,8 @@ def main(config: DoctorConfig) -> list[Check]:
         if not demos.demos:
             checks.append(Check("demonstrations", "wrong", "none", "at least 1", "record some"))
     except ValueError as error:
+        if config.demo_folder is None:  # then it is the task that is wrong
+            raise
         checks.append(Check("readable", "wrong", str(error), "a whole demo set", "repair the files"))
     config.out.mkdir(parents=True, exist_ok=True)
     if demos.demos:

@@ -529,8 +529,7 @@ def write_report(
     body += [_results(summary), _numbers(summary), *(_figure(*item) for item in media)]
     if "command" in summary:
         body.append(f"<h2>Made by</h2><pre><code>{_text(summary['command'])}</code></pre>")
-    known = ("policies", "oracle", "command", "config", "versions")
-    facts = {k: v for k, v in summary.items() if k not in known and not _is_numbers(v) and v is not None}
+    facts = {k: v for k, v in summary.items() if k not in _APART and not _is_numbers(v) and v is not None}
     if "seconds" in facts:
         facts["in all, s"] = facts.pop("seconds")  # a policy's are those of its training
     for heading, values in (("Run", facts), ("Configuration", summary.get("config")), ("Versions", summary.get("versions"))):
@@ -541,6 +540,8 @@ def write_report(
     write_atomically(Path(path), page.encode())
 
 
+_APART = ("policies", "oracle", "command", "config", "versions", "schedule", "expert")
+"""What of a summary is shown in a place of its own, or tells programs with what rows may be compared."""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -637,7 +638,7 @@ def _numbers(summary: Mapping[str, Any]) -> str:
     """Mappings of numbers, those with the same keys as rows of one table."""
     groups: dict[tuple[str, ...], list[list[str]]] = {}
     for name, values in summary.items():
-        if name not in ("policies", "oracle", "config", "versions") and _is_numbers(values):
+        if name not in _APART and _is_numbers(values):
             groups.setdefault(tuple(map(str, values)), []).append([display_name(name), *map(_value, values.values())])
     return "".join(f"<h2>Measured</h2>{_table(['', *keys], rows)}" for keys, rows in groups.items())
 

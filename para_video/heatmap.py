@@ -193,11 +193,11 @@ class Bins:
         """(...) values to (..., count) Gaussian soft targets, summing to one; values beyond the edges count as the edge bin's
         centre, or wrap where the bins are circular."""
         position = (values - self.low) / self.width - 0.5
+        if not self.circular:
+            position = position.clamp(0, self.count - 1)
         away = torch.arange(self.count, device=values.device) - position[..., None]
         if self.circular:
             away = torch.remainder(away + self.count / 2, self.count) - self.count / 2
-        else:
-            away = torch.arange(self.count, device=values.device) - position.clamp(0, self.count - 1)[..., None]
         return (-(away**2) / (2 * sigma_bins**2)).softmax(-1)
 
     def decode(self, logits: Tensor, window: int = 5) -> Tensor:

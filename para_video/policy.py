@@ -28,7 +28,7 @@ class Observation:
         views: by name; a policy looks at "main" unless it was built for another.
         end_effector: (4, 4) world_T_gripper, float32; the gripper point is the one that actions move.
         gripper_opening: in [0, 1], 0 closed, 1 open.
-        instruction: what to do, in words; None where the task is fixed.
+        instruction: what to do, in words; None where the task is fixed. For policies of one's own: those here do not read it.
     """
 
     views: Mapping[str, View]

@@ -113,7 +113,7 @@ class Sightings:
         orientation: what was done to the images, a key of scores. scores: how well each explains the motion, at most 1.
         compared: pairs of frames between which the hand moved.
         errors: standard errors of what the hand's motion tells of lag, scale and roll; above `TOLERANCE` the fault is without them.
-        likeness: correlation of what moves with the hand's silhouette. followed: share of frames in which the hand was found.
+        likeness: correlation of what moves with the hand's silhouette.
         silhouette: (2 FAR + 1, 2 FAR + 1) what moves with the hand, around the hand.
         unit: pixels of the images for one at WIDTH. focal_px: of the images.
     """
@@ -124,7 +124,6 @@ class Sightings:
     fault: Fault
     errors: dict[str, float]
     likeness: float
-    followed: float
     tracks: tuple[Track, ...]
     silhouette: np.ndarray
     unit: float
@@ -170,13 +169,11 @@ def look(demos: Sequence[Demo], hand_m: Sequence[float] = HAND_M) -> Sightings:
             break
         chosen[unsure.argmax()] = False
     tracks = _follow(views, fault, NEAR)
-    quality = torch.cat([track.quality for track in tracks])
     unit = demos[0].frames.shape[2] / WIDTH
     return Sightings(
         orientation, scores, sum(len(_pairs(view.path(fault)[0])[0]) for view in views), fault,
-        dict(zip(TOLERANCE, errors.tolist(), strict=True)), likeness,
-        float((quality > FOLLOWED).float().mean()), tuple(tracks), silhouette(views, fault, FAR, 4).numpy(),
-        unit, float(demos[0].camera.intrinsics[0, 0]),
+        dict(zip(TOLERANCE, errors.tolist(), strict=True)), likeness, tuple(tracks), silhouette(views, fault, FAR, 4).numpy(), unit,
+        float(demos[0].camera.intrinsics[0, 0]),
     )  # fmt: skip
 
 

@@ -393,7 +393,7 @@ def model_card(config: VideoConfig, summary: dict[str, Any]) -> str:
     seen = " or ".join(map(str, sorted(set(config.contexts))))
     blurs = "" if "unseen_loss" in summary else "moving things blur; "  # there it draws no frames in which they could
     lines = [
-        f"# A video model: {config.backbone}",
+        f"# A video model: {config.backbone}{', trained on synthetic clips alone' * config.procedural}",
         "",
         f"Predicts {config.horizon} frames of {config.size} px from {seen} seen ones.",
         "",

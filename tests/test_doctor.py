@@ -186,6 +186,12 @@ def test_a_folder_gets_a_picture_and_a_json(clean: DemoSet, tmp_path: Path) -> N
     assert (tmp_path / "out" / "doctor.png").is_file()
 
 
+def test_an_unknown_task_is_no_damaged_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown Meta-World task 'pick-plce-v3'.*pick-place-v3"):
+        main(DoctorConfig(task="pick-plce-v3", out=tmp_path / "doctor"))
+    assert not (tmp_path / "doctor").exists()
+
+
 def test_a_damaged_folder_is_wrong(clean: DemoSet, tmp_path: Path) -> None:
     save_demos(clean, tmp_path / "set")
     (tmp_path / "set" / "demo_0000.safetensors").write_bytes(b"no")

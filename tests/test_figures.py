@@ -288,6 +288,8 @@ def report(tmp_path: Path) -> Path:
         "versions": {"torch": "2.13.0"},
         "seconds": 98.75,
         "not_counted": None,
+        "expert": 0,
+        "schedule": {"chunk": 6, "executed": 2},
     }
     media = [("Picture", "A <i>caption</i>", tmp_path / "picture.png"), ('Film "x"', "", tmp_path / "film.mp4")]
     figures.write_report(tmp_path / "report.html", summary, media, title="Run & report", intro="<img src=x>")
@@ -307,6 +309,7 @@ def test_report_holds_everything_it_shows(report: Path, tmp_path: Path) -> None:
 def test_report_tells_the_run_s_seconds_from_those_of_training(report: Path) -> None:
     words = " ".join(Page(report).words)
     assert re.search(r"in all, s\s+98\.75", words) and "training, s" in words and "not counted" not in words
+    assert words.count("scripted expert") == 1 and "executed" not in words, "what tells programs what may be compared"
 
 
 def test_report_escapes_what_it_is_given(report: Path) -> None:

@@ -239,6 +239,12 @@ def test_a_range_cannot_be_widened_by_nothing(widen: float) -> None:
         MetaWorldEnv("reach-v3", widen=widen)
 
 
+def test_ranges_without_a_place_for_object_and_goal_are_told() -> None:
+    told = r"object and goal are far enough apart in none of \d+ drawn scenes; raise widen"
+    with MetaWorldEnv("coffee-pull-v3", widen=0.25) as env, pytest.raises(ValueError, match=told):
+        env.reset(0)
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[sim\]'"):

@@ -9,10 +9,11 @@ import torch
 
 from backbones import contract
 from para_video.agent import VideoPolicy
-from para_video.checkpoint import PolicySpec, save_policy
+from para_video.checkpoint import PolicySpec, load_policy, save_policy
 from para_video.demos import load_demos
 from para_video.heads import ParaHead
 from para_video.readout import ReadoutSpec
+from para_video.sims.metaworld import MetaWorldEnv
 
 PAGE = Path(__file__).parent.parent / "docs" / "own.md"
 
@@ -88,6 +89,24 @@ def test_a_demonstration_set_is_written_and_read(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_policy_learns_from_a_robots_own_set_without_a_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict = {"__name__": "own"}
+    for number in (2, 3, 4):
+        exec(program(number), names)
+    poses = torch.eye(4).repeat(12, 1, 1).numpy()
+    poses[:, :3, 3] = [[0.01 * step - 0.05, 0.6, 0.15] for step in range(12)]
+    frames = torch.randint(0, 256, (12, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    camera = names["observe"](torch.zeros(1, 3, 64, 64), torch.eye(4), 1.0).views["main"].camera
+    demos = [replace(names["demonstration"](frames, poses, [1.0] * 12, [-1.0] * 12, seed), camera=camera) for seed in (0, 1)]
+    names["write"](demos, tmp_path / "mine")
+    monkeypatch.setattr(MetaWorldEnv, "__init__", lambda *_, **__: pytest.fail("a simulator was opened"))
+    policy = names["learn"](tmp_path / "mine", tmp_path / "para", steps=2, batch_size=2, init="none", backbone="mini-random")
+    saved, _ = load_policy(tmp_path / "para")
+    observation = names["observe"](torch.from_numpy(frames[:1]).movedim(-1, 1), torch.from_numpy(poses[0]), 1.0)
+    answers = [each.eval().cpu().act(observation).positions for each in (policy, saved)]
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=0)
+
+
 def test_a_policy_takes_the_frames_of_its_training_alone() -> None:
     names: dict = {"__name__": "own"}
     for number in (0, 2):
@@ -104,7 +123,7 @@ def test_a_policy_takes_the_frames_of_its_training_alone() -> None:
 
 def test_a_saved_policy_is_let_act_in_the_simulator(tmp_path: Path) -> None:
     names: dict = {"__name__": "own"}
-    exec(program(4), names)
+    exec(program(5), names)
     spec = PolicySpec(
         "backbones.mini:MiniVideo", "para_video.heads:ParaHead", (1.0, 2.0), size=(128, 128),
         backbone_options={"width": 8, "channels": 8, "depth": 1}, head_options={"spec": ReadoutSpec()},

@@ -88,6 +88,13 @@ def test_what_is_wrong_with_a_shift_is_told_in_one_line(text: str, message: str)
 # ---------------------------------------------------------------- what each part changes
 
 
+def test_before_an_episode_there_is_nothing_to_see() -> None:
+    with env("azimuth=18") as simulator:
+        for look in (simulator.observe, simulator.render):
+            with pytest.raises(RuntimeError, match=r"call reset\(seed\) first"):
+                look()
+
+
 def test_without_a_shift_every_byte_is_meta_worlds(plain: ShiftedEnv) -> None:
     with MetaWorldEnv(TASK, size=48) as own:
         assert np.array_equal(picture(plain), picture(own)) and np.array_equal(act(plain, 9), act(own, 9))

@@ -186,7 +186,9 @@ def test_what_is_measured_on_fewer_seeds_says_so():
     assert ahead.startswith("+25 (") and ahead.endswith("), 1 seed")
     target = Target("text", 0.7, "few", 5, ("none",), besides=("act",))
     (line,) = targets_table([target], {"few": rows}, {"few": experiment}).splitlines()[2:]
-    assert "1 seed, PARA there 100%, ahead by +25 (" in line and "2 seeds, 8 episodes" in line
+    measured, beside, ahead = (cell.strip() for cell in line.split("|")[5:8])
+    assert measured.endswith("2 seeds, 8 episodes") and beside.startswith("ACT 75% (") and beside.endswith("), 1 seed")
+    assert ahead.startswith("+25 (") and ";" not in ahead
     assert fewer({("a", 0): [1], ("b", 1): [1]}, {(task, seed): [1] for task in "ab" for seed in (0, 1)}) == ", 2 of 4 trainings"
     whole = [row for row in rows if row["seed"] == 0]
     assert "seed" not in means_table(experiment, whole, {"same": ("none",)}).split("|")[-4]
@@ -275,6 +277,11 @@ def test_workers_have_logs_and_one_that_fails_does_not_stop_the_other(tiny):
     assert [row["value"] for row in tiny.rows("sums").find()] == [3]
 
 
+def test_video_models_are_not_tuned_in_silence(tiny):
+    with pytest.raises(ValueError, match="a suite does not tune video models, got video_steps 2"):
+        missing_jobs(tiny, {"some": [replace(GRID, options={"video_steps": 2})]})
+
+
 def test_estimates_count_steps_that_are_left_and_each_view_once(tiny, acted):
     wanted = [suite.Wanted("a", "", "none", 10), suite.Wanted("b", "", "none", 20), suite.Wanted("b", "", "look=1", 5)]
     config = replace(TINY, steps=100)
@@ -339,9 +346,9 @@ def test_a_line_of_what_is_to_be_shown_is_reached_or_not_or_not_measured():
         "c": Experiment("c", "", tuple(replace(GRID, demos=(5,), arm=arm) for arm in ("circles", "scratch")), ()),
     }
     table = [line.split(" | ") for line in targets_table(targets, rows, experiments).splitlines()[2:]]
-    assert table[0][1:4] == ["90%", "95% (76% to 99%)", "**yes**"] and "ACT 0%" in table[0][4] and "+95 (" in table[0][4]
-    assert table[1][3] == "not measured" and table[2][3] == "no" and "scratch 0%" in table[2][4]
-    assert table[0][5].startswith("1 task, 1 seed, 20 episodes")
+    assert table[0][1:4] == ["90%", "95% (76% to 99%)", "**yes**"] and "ACT 0%" in table[0][5] and "+95 (" in table[0][6]
+    assert table[1][3] == "not measured" and table[2][3] == "no" and "scratch 0%" in table[2][5]
+    assert table[0][4] == "1 task, 1 seed, 20 episodes"
     assert [verdict(mean, 0.85) for mean in (0.85, 0.8495, 0.84)] == ["**yes**", "no, 84.95%", "no"]
     for missing in ({"tasks": ("reach-v3", "push-v3")}, {"seeds": (0, 1)}):
         more = {**experiments, "a": Experiment("a", "", (replace(GRID, demos=(5,), **missing),), ())}

@@ -62,6 +62,9 @@ PICK_PLACE_GOALS = np.array([[-0.1, 0.8, 0.05], [0.1, 0.9, 0.3]])
 GOAL_RADIUS_M = 0.07
 """Range of pick-place's goals, and how near the object has to come."""
 
+MOST_DRAWS = 10_000
+"""Of places for object and goal in a reset."""
+
 _FIELDS_MOVED_BY_RESET = ("body_pos", "body_quat", "site_pos", "geom_rgba")
 _SCENERY = ("world", "tablelink", "RetainingWall")
 """Bodies that stand around in (nearly) every task: floor, table and the wall behind it."""
@@ -187,6 +190,7 @@ class MetaWorldEnv:
         """Start the episode of a seed: the same seed gives the same bytes whatever ran before."""
         self._env.seeded_rand_vec, self._env._freeze_rand_vec = True, False  # else resets draw from numpy's global state
         self._env.seed(seed)
+        self._env.draws = 0
         self._raw, _ = self._env.reset()
         mujoco.mj_forward(self._env.model, self._env.data)  # else the first frame shows the goal where it last was
 
@@ -370,7 +374,22 @@ _SHARED = (mujoco.MjModel, mujoco.MjData, MujocoRenderer, Space)
 
 def _observable(task_class: type) -> Any:
     """A task with the goal in the expert's observation, not tied to one of the benchmark's fixed variations."""
-    env = task_class()
+
+    class Bounded(task_class):
+        """Meta-World draws places until object and goal lie apart, which small ranges do not allow: here it gives up."""
+
+        draws = 0
+
+        def _get_state_rand_vec(self) -> Any:
+            self.draws += 1
+            if self.draws > MOST_DRAWS:
+                raise ValueError(
+                    f"{task_class.__name__}: object and goal are far enough apart in none of {MOST_DRAWS} drawn scenes; raise "
+                    "widen, or take all of the workspace"
+                )
+            return super()._get_state_rand_vec()
+
+    env = Bounded()
     env._partially_observable = False
     env.__dict__.pop("sawyer_observation_space", None)  # cached while the goal was still hidden
     env._set_task_called = True

@@ -294,7 +294,9 @@ class ShiftedEnv(MetaWorldEnv):
         return _Moment(self._step, drawn, self.end_effector, self.gripper_opening)
 
     def _late(self, steps: int) -> _Moment:
-        """The moment so many steps ago, or the episode's first."""
+        """The moment so many steps ago, or the episode's first. Raises RuntimeError where no episode has begun."""
+        if not self._moments:
+            raise RuntimeError("there is nothing to see before an episode has begun: call reset(seed) first")
         return self._moments[max(len(self._moments) - 1 - steps, 0)]
 
     @contextlib.contextmanager
