@@ -74,6 +74,8 @@ def details(row: dict[str, Any]) -> list[tuple[str, str]]:
         if not getattr(kind, what, True):  # refused, whatever the value
             options.pop(name, None)
     sides = "any size" if spec["size_multiple"] == 1 else f"sides that are multiples of {spec['size_multiple']} px"
+    if spec["size"] is not None:
+        sides = f"{spec['size'][0]} x {spec['size'][1]} px alone"
     if row["most_px"] is not None:
         sides = f"sides up to {row['most_px']} px (at scale 1)"
     low, high = spec["contexts"]

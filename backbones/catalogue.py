@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ FACTS = {
         T5_XXL, licence="Apache-2.0", extra="text"),
     "cogvideox-5b": Facts(DIFFUSION, _generates(3072, 16, 4, 9, 40, 16), ("transformer_blocks.24",), 5_785_866_979,
         T5_XXL, licence="CogVideoX", extra="text"),
-    "cogvideox-5b-i2v": Facts(DIFFUSION, _generates(3072, 16, 4, 1, 40, 16), ("transformer_blocks.24",), 5_786_063_587,
+    "cogvideox-5b-i2v": Facts(DIFFUSION, replace(_generates(3072, 16, 4, 1, 40, 16), size=(480, 720)),
+        ("transformer_blocks.24",), 5_786_063_587,
         T5_XXL, licence="CogVideoX", extra="text"),
     "cogvideox1.5-5b": Facts(DIFFUSION, _generates(3072, 16, 8, 9, 40, 16), ("transformer_blocks.24",), 5_786_260_259,
         T5_XXL, licence="CogVideoX", extra="text"),

@@ -7,6 +7,7 @@ follows diffusers' pipeline_cogvideox.py and pipeline_cogvideox_image2video.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ class CogVideoXBackbone(LatentVideoBackbone):
                     f"those of {config.sample_frames}: lower max_context or max_horizon"
                 )
             cut_learnt_positions(transformer)
+            cell = stride // config.patch_size
+            self.spec = replace(self.spec, size=(config.sample_height * cell, config.sample_width * cell))
 
     @classmethod
     def load_parts(cls, source: Source) -> dict[str, Any]:
@@ -97,11 +100,6 @@ class CogVideoXBackbone(LatentVideoBackbone):
         }
 
     def encode(self, frames: Tensor) -> Tensor:
-        config, size = self.denoiser.config, tuple(frames.shape[-2:])
-        cell = self.spec.stride // config.patch_size
-        known = (config.sample_height * cell, config.sample_width * cell)
-        if config.use_learned_positional_embeddings and size != known:
-            raise ValueError(f"image size {size}; this model learnt the positions of {known} alone: resize or pad the frames")
         latents = self._modes(frames) * self.vae.config.scaling_factor
         return self._grouped(torch.cat([latents[:, :, :1].expand(-1, -1, self.group - 1, -1, -1), latents], 2).transpose(1, 2))
 

@@ -126,8 +126,10 @@ class CompareConfig:
             raise ValueError(f"unknown tasks {unknown}{did_you_mean(unknown, TASKS)}; choose from {', '.join(TASKS)}")
         for name in self.backbones:
             catalogue_entry(_named(name)[0])
-        if not isinstance(options := json.loads(self.options), dict):
-            raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}")
+        try:
+            options = {**json.loads(self.options)}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"options must be a JSON object of backbones' options by name, got {self.options!r}") from error
         for name, each in options.items():
             backbone_options(_named(name)[0], json.dumps(each))  # to tell at once what is wrong with them
 

@@ -54,7 +54,7 @@ class Trial:
     def sides(self, least: float = 64) -> tuple[int, int]:
         """Height and width of frames; of at least so many pixels where it is left to the backbone."""
         multiple = self.spec.size_multiple
-        return self.size or (math.ceil(least / multiple) * multiple,) * 2
+        return self.size or self.spec.size or (math.ceil(least / multiple) * multiple,) * 2
 
     def clip(self, frames: int, b: int = 2, seed: int = 1, least: float = 64) -> Tensor:
         """(b, frames, 3, H, W) of noise, the same on every device."""
@@ -251,7 +251,7 @@ def refusals(trial: Trial) -> None:
         ("video must be", lambda: features(good[:, 0])),
         ("video must be", lambda: features(good[:, :, :1])),
     ]
-    if spec.size_multiple > 1:
+    if spec.size_multiple > 1 and spec.size is None:
         cases.append((rf"image size .* must be a multiple of {spec.size_multiple}", lambda: features(good[..., :-1])))
     if spec.generative:
         cases.append(("future frames", lambda: trial.backbone.joint(good, low)))

@@ -142,7 +142,7 @@ class EncoderBackbone(VideoBackbone):
         if gradient_checkpointing:
             if not getattr(model, "supports_gradient_checkpointing", False):
                 raise ValueError(f"{type(model).__name__} has no gradient checkpointing; leave it out")
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # as versions call it
+            model.activation_checkpointing_enable()
         if lora_rank:
             backbone.add_lora(lora_rank)
         return backbone.to(device)

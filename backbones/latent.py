@@ -415,7 +415,7 @@ class LatentVideoBackbone(VideoBackbone):
         self.process, self.taps, self.level, self.denoising_steps, self.ratio = process, tuple(taps), level, denoising_steps, ratio
         self.spec = FeatureSpec(
             sum(channels), min(strides), span=ratio, predicts=max_horizon > 0, contexts=contexts, max_horizon=max_horizon,
-            size_multiple=size_multiple, generative=True,
+            size_multiple=size_multiple, generative=max_horizon >= ratio,  # whole latents of the future alone
         )  # fmt: skip
         vae.requires_grad_(False).eval()
 

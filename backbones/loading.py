@@ -91,8 +91,8 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
     if issubclass(kind, (nn.Module, AutoModel)):
         options = {"torch_dtype": getattr(torch, source.dtype), "use_safetensors": True, **options}
     of_transformers = issubclass(kind, (PreTrainedModel, AutoModel))
-    if local and of_transformers:
-        _check_attention(_read_config(Path(source.name, subfolder)), where)
+    if of_transformers:
+        _check_attention(_read_config(Path(source.name, subfolder)) if local else _hub_config(source, subfolder), where)
     if informed := of_transformers and "output_loading_info" not in options:
         options["output_loading_info"] = True  # what is missing is drawn at random, with no more than a warning
     try:
@@ -102,10 +102,6 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         loaded: Any = kind.from_pretrained(  # type: ignore[attr-defined]  # of diffusers and transformers
             source.name, subfolder=subfolder, revision=source.revision, **options
         )
-    except GatedRepoError as error:
-        raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"there is no model {source.name} on the hub, nor a folder of that name") from error
     except SafetensorError as error:
         raise ValueError(f"the weights of {where} are damaged ({error}): download them again") from error
     except OSError as error:
@@ -116,7 +112,11 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
                 f"{where} has its weights as a pickle alone, which is never loaded: name a `revision` that has model.safetensors, "
                 "such as the hub's bot offers among its pull requests (refs/pr/1), or convert a copy"
             ) from error
-        if not local and _unreached(error):
+        if not local and _because(error, GatedRepoError):  # which is a RepositoryNotFoundError too
+            raise FileNotFoundError(f"{source.name} is gated: accept its licence on its page, then run `hf auth login`") from error
+        if not local and _because(error, RepositoryNotFoundError):
+            raise FileNotFoundError(f"there is no model {source.name} on the hub, nor a folder of that name") from error
+        if not local and _because(error, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
             raise FileNotFoundError(
                 f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
             ) from error
@@ -149,13 +149,21 @@ def load_vae(kind: type[P], source: Source) -> P:
     return vae.float() if source.dtype == "float16" and vae.config.force_upcast else vae
 
 
-def _unreached(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there is no way to the hub: libraries wrap it in words of their own."""
+def _because(error: BaseException | None, *kinds: type[BaseException]) -> bool:
+    """Whether an error, or one that led to it, is of these kinds: libraries wrap those of the hub in words of their own."""
     while error is not None:
-        if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
+        if isinstance(error, kinds):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _hub_config(source: Source, subfolder: str) -> dict[str, Any]:
+    """What config.json of a part on the hub says; nothing, where it cannot be had, which loading then tells."""
+    try:
+        return Config.from_pretrained(source.name, subfolder=subfolder, revision=source.revision)
+    except (OSError, ValueError):
+        return {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -187,7 +187,7 @@ class MiniVideo(VideoBackbone):
         self.tap, self.level, self.denoising_steps = tap, level, denoising_steps
         self.spec = FeatureSpec(
             *taps[tap], span=tubelet if max_horizon else 1, predicts=max_horizon > 0, contexts=(1, max_context),
-            max_horizon=max_horizon, size_multiple=16, generative=max_horizon > 0,
+            max_horizon=max_horizon, size_multiple=16, generative=max_horizon >= tubelet,
         )  # fmt: skip
         c, e = width, 4 * width
         self.tubelet, self.embedding_dim = tubelet, e

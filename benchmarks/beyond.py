@@ -54,7 +54,7 @@ HEADING = f"""# Beyond the peak of a heatmap
 Ways to use what only a distribution over the image offers, none of which needs another training. Success on the same episodes;
 gains are over the policy as it is, with 95 % intervals by bootstrap over episodes: what pays has one above zero.
 
-![Success by what is done](beyond.png)
+![Success by what is done]({{picture}})
 
 <!-- table: {NAME} -->
 <!-- end of table -->
@@ -64,7 +64,7 @@ gains are over the policy as it is, with 95 % intervals by bootstrap over episod
 Decisions of the policy as it is: Spearman's correlation of doubt with the distance from the expert's targets; how well doubt tells
 the quarter of the largest errors, and an episode's mean doubt its failure (areas under the ROC curve, 0.5 is chance).
 
-![Errors by doubt](beyond-doubt.png)
+![Errors by doubt]({{doubts}})
 
 """
 
@@ -168,7 +168,9 @@ def write(config: Config, rows: Rows) -> None:
                 shown = ["" if number is None else f"{number:.2f}" for number in numbers]
                 table.append([f"{row['task']}, {row['demos']}", display_name(view), measure, *shown, str(worth["decisions"])])
     header = ["task, demonstrations", "seen from", "doubt", "correlation with error", "tells large errors", "tells failure", "n"]
-    write_table(config.page, f"{NAME}, doubt", header, table, made, heading=HEADING)
+    picture, doubts = config.page.with_suffix(".png"), config.page.with_name(f"{config.page.stem}-doubt.png")
+    heading = HEADING.format(picture=picture.name, doubts=doubts.name)
+    write_table(config.page, f"{NAME}, doubt", header, table, made, heading=heading)
     table = []
     for policy in policies:
         for arm in ARMS:
@@ -179,8 +181,8 @@ def write(config: Config, rows: Rows) -> None:
                 table.append([display_name(policy), arm, *cells, cost])
     header = ["policy", "what is done", *(text for view in views for text in (display_name(view), "gain")), "ms a decision"]
     write_table(config.page, NAME, header, table, made)
-    draw_arms(config.page.with_suffix(".png"), found, list(ARMS), policies, f"Success, {display_name(views[0])}", views[0])
-    draw_doubt(config.page.with_name(f"{config.page.stem}-doubt.png"), rows.find(arm=PLAIN))
+    draw_arms(picture, found, list(ARMS), policies, f"Success, {display_name(views[0])}", views[0])
+    draw_doubt(doubts, rows.find(arm=PLAIN))
 
 
 def draw_doubt(path: Path, rows: Sequence[Row]) -> None:

@@ -39,7 +39,7 @@ Medians over the targets that stay on the picture. An answer that ignored the pi
 whole shift in pixels. One that ignored the picture alone and knew the camera would be off by nothing: the error against the expert
 says what an answer is worth.
 
-![How far answers are off, by the shift](equivariance.png)
+![How far answers are off, by the shift]({picture})
 
 """
 
@@ -105,8 +105,9 @@ def write(config: Config, rows: Rows) -> None:
         f"{config.first_seed}; the backbone's stride is {strides} px; {sum(row['seconds'] for row in found) / 60:.0f} minutes."
     )
     header = ["task, demonstrations", "policy", "median, moved by (px)", *map(str, shifts)]
-    write_table(config.page, NAME, header, table, made, heading=HEADING)
-    draw(config.page.with_suffix(".png"), found)
+    picture = config.page.with_suffix(".png")
+    write_table(config.page, NAME, header, table, made, heading=HEADING.format(picture=picture.name))
+    draw(picture, found)
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:

@@ -35,7 +35,7 @@ At each decision parts of a policy's answer are replaced by the truth: by what t
 With pixel, height and gripper replaced a policy is the re-planning oracle; with the servo's distribution of moves as well, it is
 the expert. `para_video/ladder.py` says what each part is.
 
-![Success by what is replaced](ladder.png)
+![Success by what is replaced]({{picture}})
 
 ## Errors at the states that the policies visit themselves
 
@@ -115,7 +115,7 @@ def write(config: Config, rows: Rows) -> None:
         for arm in map(arm_of, RUNGS)
     ]  # fmt: skip
     header = ["replaced", *(text for title in titles for text in (title, "gain"))]
-    write_table(config.page, NAME, header, table, made, heading=HEADING)
+    write_table(config.page, NAME, header, table, made, heading=HEADING.format(picture=f"{config.page.stem}.png"))
     header = ["task", "policy", "seen from", "pixel, px", "height, mm", "in space, mm", "gripper told otherwise"]
     table = [errors_of(row, view) for row in rows.find(arm="nothing") for view in views]
     write_table(config.page, f"{NAME}, errors", header, table, made)

@@ -23,7 +23,7 @@ from para_video.heatmap import Bins
 from para_video.policy import Observation, View
 from para_video.readout import ReadoutSpec, Targets
 from para_video.runs import command_line
-from para_video.training import FitConfig, LossBalance, make_accelerator, make_optimizers
+from para_video.training import FitConfig, LossBalance, make_accelerator, make_optimizers, to_device
 
 DECISION_MS, STEP_S = 30.0, 0.25
 """What is promised: a decision within 30 ms (median) at 128 px, a training step of batch 8 within 0.25 s."""
@@ -61,6 +61,7 @@ def training_step(policy: VideoPolicy, batch: Batch) -> Callable[[], None]:
     """Forward, backward and the optimisers' step."""
     accelerator, balance = make_accelerator(), LossBalance(0.98)
     model, *optimizers = accelerator.prepare(policy, *make_optimizers(policy, FitConfig()))
+    batch = to_device(batch, accelerator.device)
 
     def step() -> None:
         losses = model(batch)
@@ -81,7 +82,7 @@ def main(config: SpeedConfig) -> dict[str, float]:
         backbone_options=backbone_options(config.backbone),
         head_options={"spec": ReadoutSpec(z=Bins(-0.2, 0.2, 32), relative=True)},
     )
-    policy = spec.build(trusted=trusted_packages(config.backbone))
+    policy = spec.build(trusted=trusted_packages(config.backbone)).to(make_accelerator().device)
     camera = Camera.from_fov(45.0, (config.size, config.size), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
     clip = torch.rand(1, 3, config.size, config.size)
     observation = Observation({"main": View(clip, camera)}, torch.eye(4), 1.0)

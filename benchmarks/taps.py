@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbones import backbone_options
 from backbones.compare import CompareConfig, draw_sweep, sweep
 from para_video.figures import write_table
 from para_video.rows import Row, Rows, check_page
@@ -61,6 +62,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_page(self)
+        backbone_options(self.backbone, self.options)  # tells what is wrong with them
+        if self.levels and len(self.levels) != len(self.denoising_steps):
+            raise ValueError(
+                f"every level wants its denoising_steps, got {len(self.levels)} levels and {len(self.denoising_steps)} numbers of "
+                "steps: give as many"
+            )
 
 
 def main(config: Config) -> list[Row]:
@@ -73,7 +80,7 @@ def main(config: Config) -> list[Row]:
         steps=config.steps, copies=config.copies, task=config.task, demos=config.demos, unseen=config.unseen, seed=config.seed,
         out=config.out,
     )  # fmt: skip
-    levels = list(zip(config.levels, config.denoising_steps, strict=True)) or [(None, 0)]
+    levels = list(zip(config.levels, config.denoising_steps, strict=False)) or [(None, 0)]  # steps are nothing without levels
     options: dict[str, Any] = json.loads(config.options)
     write(config, sweep(config.backbone, config.taps, levels, budget, rows, **options))
     return rows.find()

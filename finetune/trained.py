@@ -19,6 +19,7 @@ from para_video.policy import DEFAULT_SCHEDULE
 from para_video.rows import Row, Rows, check_page
 from para_video.runs import SETTINGS_FILE
 from para_video.sims.metaworld import episode_steps
+from para_video.training import make_accelerator
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def load_trained(folder: Path, trusted: Sequence[str] = ()) -> Trained:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} lies in no run of finetune/robot.py: {path} is not there")
     policy, _ = load_policy(folder, trusted=trusted)
+    policy.to(make_accelerator().device)
     settings, known = json.loads(path.read_text()), {each.name for each in fields(RobotConfig)}
     given = {name: value for name, value in settings.items() if name in known}
     given |= {name: Path(given[name]) for name in ("demo_folder", "extra_videos") if given.get(name)}

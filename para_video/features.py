@@ -37,6 +37,7 @@ class FeatureSpec:
         max_horizon: most future frames; 0 where `predicts` is False.
         size_multiple: image height and width must be multiples of it.
         generative: whether `joint` gives a generative loss.
+        size: the only image height and width that it takes, if it takes one alone.
     """
 
     channels: int
@@ -47,6 +48,7 @@ class FeatureSpec:
     max_horizon: int
     size_multiple: int
     generative: bool = False
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.contexts
@@ -71,6 +73,10 @@ class FeatureSpec:
         if not low <= video.shape[1] <= high:
             raise ValueError(f"{video.shape[1]} observed frames; this backbone takes {low} to {high}: crop or repeat frames")
         self.check_horizon(horizon)
+        if self.size is not None and tuple(video.shape[-2:]) != self.size:
+            raise ValueError(
+                f"image size {tuple(video.shape[-2:])}; this backbone takes {self.size} alone: resize or pad the frames"
+            )
         if any(side % self.size_multiple for side in video.shape[-2:]):
             raise ValueError(
                 f"image size {tuple(video.shape[-2:])} must be a multiple of {self.size_multiple}: resize or pad the frames"

@@ -456,6 +456,15 @@ def test_impossible_taps_and_levels_are_refused(wrong: dict) -> None:
         backbone_class("mini")(**wrong)
 
 
+@pytest.mark.parametrize("name", ["mini", "ltx", "wan2.1-t2v-1.3b"])
+def test_a_horizon_without_a_whole_latent_has_no_generative_loss(name: str) -> None:
+    def build(**options: int) -> FeatureSpec:
+        return (backbone_class("mini")(**options) if name == "mini" else tiny(name, **options)).spec
+
+    ratio = build().span
+    assert [build(max_horizon=horizon).generative for horizon in (0, ratio - 1, ratio)] == [False, False, True]
+
+
 def test_lora_layers_alone_learn_and_begin_without_effect() -> None:
     # of double precision: this network makes much of what rounding does
     plain, backbone = tiny("svd").double(), tiny("svd", lora_rank=2).double()

@@ -151,7 +151,7 @@ def test_learnt_positions_are_those_of_the_first_frames() -> None:
 
 def test_sizes_and_frames_beyond_learnt_positions_are_refused() -> None:
     backbone = tiny("cogvideox-5b-i2v")
-    with pytest.raises(ValueError, match=r"image size \(64, 96\); this model learnt the positions of \(64, 64\) alone: resize"):
+    with pytest.raises(ValueError, match=r"image size \(64, 96\); this backbone takes \(64, 64\) alone: resize"):
         backbone.features(torch.rand(1, 1, 3, 64, 96))
     with pytest.raises(ValueError, match=r"3 observed and 16 future frames take the positions of 21; .* 17: lower max_context"):
         CogVideoXBackbone.from_pretrained(str(saved("cogvideox-5b-i2v")), max_context=3, max_horizon=16)

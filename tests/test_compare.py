@@ -1,6 +1,7 @@
 """Backbones side by side: rows that are kept and gone on with, and what the figures in them mean."""
 
 import json
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,20 @@ def test_a_drop_is_certain_only_where_cells_are_far_apart():
     assert low > 0 and drop(cell(2), cell(1))[1] < 0 < drop(cell(2), cell(1))[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": (1.0, 0.5)}, "every level wants its denoising_steps, got 2 levels and 4 numbers of steps"),
+        ({"options": "scale=2"}, "options of a backbone are a JSON object"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep_is_told_before_it_begins(options, message, tmp_path):
+    config = import_module("benchmarks.taps").Config
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+    assert config(levels=()).denoising_steps, "nothing without levels"
+
+
 def test_taps_and_levels_are_swept_once(tmp_path, monkeypatch):
     config = CompareConfig(out=tmp_path / "out", **TINY)
     rows = Rows(tmp_path / "taps.json", {}, ("tap", "level", "denoising_steps"))
@@ -148,7 +163,9 @@ def test_impossible_options_of_a_backbone_are_told_before_any_is_measured(option
         CompareConfig(("mini",), options=options)
 
 
-@pytest.mark.parametrize("options", [{"scenes": 0}, {"episodes": -1}, {"options": "[]"}, {"tasks": ()}, {"azimuths": ()}])
+@pytest.mark.parametrize(
+    "options", [{"scenes": 0}, {"episodes": -1}, {"options": "[]"}, {"options": "scale=2"}, {"tasks": ()}, {"azimuths": ()}]
+)
 def test_impossible_settings_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CompareConfig(**options)

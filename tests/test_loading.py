@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -215,6 +216,33 @@ def test_without_a_network_every_library_says_so_alike(name: str, monkeypatch: p
         FileNotFoundError, match=r"models/none\S* is not on this machine and the hub cannot be reached: download it"
     ):
         build_backbone(name, source="models/none")
+
+
+@pytest.mark.parametrize("name", ["svd", "wan2.1-t2v-1.3b", "dinov2"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (GatedRepoError, "models/none is gated: accept its licence on its page, then run `hf auth login`"),
+        (RepositoryNotFoundError, "there is no model models/none on the hub, nor a folder of that name"),
+    ],
+)
+def test_what_the_hub_refuses_every_library_says_alike(name: str, error: type, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error("refused", response=SimpleNamespace(headers={}, request=None))
+
+    for library in ("backbones.loading", "diffusers.configuration_utils", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{library}.hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=told):
+        build_backbone(name, source="models/none")
+
+
+def test_a_config_on_the_hub_leads_to_no_kernels_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(saved("dinov2"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"attn_implementation": "someone/some-kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("backbones.loading.hf_hub_download", lambda name, file, **_: str(folder / file))
+    with pytest.raises(ValueError, match="models/none names the attention 'someone/some-kernel', which is not torch's own"):
+        build_backbone("dinov2", source="models/none")
 
 
 def test_a_model_that_does_not_predict_says_so() -> None:

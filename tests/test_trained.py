@@ -1,6 +1,7 @@
 """What is measured of trained policies: rows that are gone on with, of the weights that are there, and the pages made of them."""
 
 import json
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -107,6 +108,14 @@ def test_shifted_pictures_make_a_table_and_a_picture(run: Path, tmp_path: Path) 
     assert [[part["shift"] for part in row["medians"]] for row in rows] == [[0, 4, 8]] * 2
     assert all(row["medians"][0]["pixel_px"] < 1e-3 for row in rows)
     assert "| regression | pixel off the moved one, px | 0.0 |" in page and (tmp_path / "equivariance.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["ladder", "equivariance", "beyond"])
+def test_a_page_of_another_name_shows_its_own_pictures(name: str, tmp_path: Path) -> None:
+    module = import_module(f"benchmarks.{name}")
+    module.main(module.Config(page=tmp_path / "mine.md"))
+    shown = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (tmp_path / "mine.md").read_text())
+    assert shown and all(picture.startswith("mine") and (tmp_path / picture).is_file() for picture in shown)
 
 
 def test_every_way_beyond_the_peak_is_measured_on_the_same_episodes(run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import tempfile
@@ -525,6 +526,7 @@ TINY = {
 def saved(name: str) -> Path:
     """The folder of a tiny model, written once in a process."""
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     TINY[name].save(folder)
     return folder
 
