@@ -1,15 +1,34 @@
 """HunyuanVideo: what the contract of backbones cannot see."""
 
 import shutil
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoImageToVideoPipeline,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
+)
+from PIL import Image
 from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaModel,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from backbones.hunyuan import HunyuanBackbone
-from backbones.latent import token_maps
+from backbones.latent import Timeline, token_maps
 from para_video.features import capture
-from tests.tiny_models import saved, tiny
+from tests.tiny_models import calls, saved, tiny
 
 both = pytest.mark.parametrize("name", ["hunyuan", "hunyuan-i2v"])
 
@@ -36,6 +55,72 @@ def spied(backbone: HunyuanBackbone, video: Tensor, horizon: int) -> tuple[Tenso
         maps = backbone.features(video, horizon=horizon).maps
     backbone.denoise = denoise
     return maps, calls[-1]
+
+
+def pipeline(name: str, backbone: HunyuanBackbone) -> HunyuanVideoPipeline | HunyuanVideoImageToVideoPipeline:
+    """Diffusers' own with the same transformer, and a scheduler as the published models have it."""
+    folder, sees = saved(name), name.endswith("i2v")
+    parts = {
+        "text_encoder": (LlavaForConditionalGeneration if sees else LlamaModel).from_pretrained(folder / "text_encoder"),
+        "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder_2": CLIPTextModel.from_pretrained(folder / "text_encoder_2"),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        "transformer": backbone.denoiser,
+        "vae": AutoencoderKLHunyuanVideo.from_pretrained(folder / "vae"),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
+    }
+    if sees:
+        parts["image_processor"] = CLIPImageProcessor.from_pretrained(folder / "image_processor")
+    pipe = (HunyuanVideoImageToVideoPipeline if sees else HunyuanVideoPipeline)(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def given(call: tuple[tuple, dict[str, Any], Any]) -> dict[str, Tensor]:
+    """The tensors of a call of the denoiser, by name."""
+    positional, named, _ = call
+    named = dict(zip(("hidden_states", "timestep"), positional, strict=False)) | named
+    return {name: value.float() for name, value in named.items() if isinstance(value, Tensor)}
+
+
+@both
+def test_the_denoiser_is_given_what_diffusers_pipeline_gives_it_and_noise_falls_as_there(name: str) -> None:
+    backbone = attentive(name)
+    pipe, timeline, prompts = pipeline(name, backbone), Timeline(1, 8, 4), ["a red cup", ""]
+    pixels = (clip(1) * 255).round()
+    past = pixels / 255 * 2 - 1
+    options: dict[str, Any] = {"height": 48, "width": 80, "num_frames": 9}
+    if backbone.first_is_clean:  # the pipeline's own default of guidance is for another model
+        images = [Image.fromarray(image) for image in pixels[:, 0].byte().movedim(1, -1).numpy()]
+        options |= {"image": images, "guidance_scale": 6.0}
+    seen = calls(backbone.denoiser, lambda: pipe(prompt=prompts, num_inference_steps=3, output_type="latent", **options))
+    assert len(seen) == 3
+    with torch.no_grad():
+        latents = backbone.encode(past)
+        condition = backbone.condition(past, latents, timeline, prompts)
+    for theirs, after in pairwise(seen):
+        wanted, x = given(theirs), given(theirs)["hidden_states"]
+        if backbone.first_is_clean:
+            x = torch.cat([latents, x[:, :, 1:]], 2)
+        level, less = (backbone._levels(given(call)["timestep"] / 1000, timeline) for call in (theirs, after))
+        (ours,) = calls(backbone.denoiser, partial(backbone._answer, x, level, condition))
+        torch.testing.assert_close(given(ours), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours[2], theirs[2], atol=1e-4, rtol=1e-4)
+        z = backbone.process.signal(ours[2][0], x, level)
+        x = backbone.process.noisy(z, backbone.process.noise(x, z, level), less)
+        torch.testing.assert_close(x, given(after)["hidden_states"], atol=1e-4, rtol=1e-4)
+
+
+def test_latents_are_scaled_as_diffusers_pipeline_undoes_it() -> None:
+    backbone = attentive("hunyuan")
+    pipe, frames = pipeline("hunyuan", backbone), clip(5) * 2 - 1
+    for parameter in backbone.denoiser.proj_out.parameters():  # an answer of zeros leaves latents as they are
+        parameter.data.zero_()
+    options = {"height": 48, "width": 80, "num_frames": 5, "output_type": "pt"}
+    run = lambda: pipe(["", ""], latents=backbone.encode(frames), num_inference_steps=1, **options)  # noqa: E731
+    (((decoded,), _, _),) = calls(pipe.vae.post_quant_conv, run)
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, pipe.vae.encode(frames.transpose(1, 2)).latent_dist.mode())
 
 
 @both
@@ -142,8 +227,6 @@ def test_impossible_options_are_refused(name: str, options: dict, message: str) 
 
 
 def test_another_image_conditioning_is_refused() -> None:
-    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
-
     with torch.device("meta"):
         transformer = HunyuanVideoTransformer3DModel(image_condition_type="latent_concat", num_layers=1, num_single_layers=1)
         vae = AutoencoderKLHunyuanVideo()

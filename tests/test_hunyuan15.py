@@ -1,14 +1,34 @@
 """HunyuanVideo 1.5: what the contract of backbones cannot see."""
 
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo15,
+    ClassifierFreeGuidance,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15ImageToVideoPipeline,
+    HunyuanVideo15Pipeline,
+)
+from PIL import Image
 from torch import Tensor
+from transformers import (
+    ByT5Tokenizer,
+    Qwen2_5_VLTextModel,
+    Qwen2Tokenizer,
+    SiglipImageProcessor,
+    SiglipVisionModel,
+    T5EncoderModel,
+)
 
 from backbones.hunyuan15 import Hunyuan15Backbone
-from backbones.latent import token_maps
+from backbones.latent import Timeline, token_maps
 from para_video.features import capture
 from tests.published import published_parts
-from tests.tiny_models import saved
+from tests.tiny_models import calls, saved
 
 both = pytest.mark.parametrize("name", ["hunyuan-1.5", "hunyuan-1.5-i2v"])
 
@@ -35,6 +55,79 @@ def spied(backbone: Hunyuan15Backbone, video: Tensor, horizon: int, prompts: lis
         maps = backbone.features(video, horizon=horizon, prompts=prompts).maps
     backbone.denoise = denoise
     return maps, calls[-1]
+
+
+def pipeline(name: str, backbone: Hunyuan15Backbone) -> HunyuanVideo15Pipeline | HunyuanVideo15ImageToVideoPipeline:
+    """Diffusers' own with the same transformer, without a negative prompt, and for pictures of about 64 x 64 pixels."""
+    folder, sees = saved(name), name.endswith("i2v")
+    parts = {
+        "text_encoder": Qwen2_5_VLTextModel.from_pretrained(folder / "text_encoder"),
+        "tokenizer": Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
+        "text_encoder_2": T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
+        "tokenizer_2": ByT5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+        "transformer": backbone.denoiser,
+        "vae": AutoencoderKLHunyuanVideo15.from_pretrained(folder / "vae"),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=5.0),
+        "guider": ClassifierFreeGuidance(enabled=False),
+    }
+    if sees:
+        parts["image_encoder"] = SiglipVisionModel.from_pretrained(folder / "image_encoder")
+        parts["feature_extractor"] = SiglipImageProcessor(size={"height": 32, "width": 32})
+    pipe = (HunyuanVideo15ImageToVideoPipeline if sees else HunyuanVideo15Pipeline)(**parts)
+    pipe.target_size = 64
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def given(call: tuple[tuple, dict[str, Any], Any]) -> dict[str, Tensor]:
+    """The tensors of a call of the denoiser, by name."""
+    positional, named, _ = call
+    named = dict(zip(("hidden_states", "timestep"), positional, strict=False)) | named
+    return {name: value.float() for name, value in named.items() if isinstance(value, Tensor)}
+
+
+@both
+def test_the_denoiser_is_given_what_diffusers_pipeline_gives_it_and_noise_falls_as_there(name: str) -> None:
+    backbone = attentive(name)
+    pipe, timeline, prompts = pipeline(name, backbone), Timeline(1, 8, 4), ["a cup", 'a sign says "open"']
+    pixels = (clip(1)[:1] * 255).round()
+    past = (pixels / 255 * 2 - 1).expand(2, -1, -1, -1, -1)
+    options: dict[str, Any] = {"height": 48, "width": 80}
+    if name == "hunyuan-1.5-i2v":  # which takes the size of its picture
+        options = {"image": Image.fromarray(pixels[0, 0].byte().movedim(0, -1).numpy())}
+    run = lambda: pipe(prompt=prompts, num_frames=9, num_inference_steps=3, output_type="latent", **options)  # noqa: E731
+    seen = calls(backbone.denoiser, run)
+    assert len(seen) == 3
+    with torch.no_grad():
+        condition = backbone.condition(past, backbone.encode(past), timeline, prompts)
+    for theirs, after in pairwise(seen):
+        wanted, x = given(theirs), given(theirs)["hidden_states"][:, :4]
+        level, less = (backbone._levels(given(call)["timestep"] / 1000, timeline) for call in (theirs, after))
+        (ours,) = calls(backbone.denoiser, partial(backbone._answer, x, level, condition))
+        found = given(ours)
+        lengths = {key: value.shape[1] for key, value in found.items() if key.startswith(("encoder", "image"))}
+        unread = [wanted[key][:, n:] for key, n in lengths.items() if "mask" in key or "image" in key]
+        assert not any(value.any() for value in unread)  # masked text, and the zeros that stand for no image, may be left out
+        wanted |= {key: wanted[key][:, :n] for key, n in lengths.items()}
+        images = found.pop("image_embeds"), wanted.pop("image_embeds")
+        torch.testing.assert_close(*images, atol=0.1, rtol=0)  # the pipeline rounds the pixels that it resizes
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours[2], theirs[2], atol=2e-3, rtol=1e-3)
+        z = backbone.process.signal(ours[2][0], x, level)
+        x = backbone.process.noisy(z, backbone.process.noise(x, z, level), less)
+        torch.testing.assert_close(x, given(after)["hidden_states"][:, :4], atol=2e-3, rtol=1e-3)
+
+
+def test_latents_are_scaled_as_diffusers_pipeline_undoes_it() -> None:
+    backbone = attentive("hunyuan-1.5")
+    pipe, frames = pipeline("hunyuan-1.5", backbone), clip(5)[:1] * 2 - 1
+    for parameter in backbone.denoiser.proj_out.parameters():  # an answer of zeros leaves latents as they are
+        parameter.data.zero_()
+    options = {"height": 48, "width": 80, "num_frames": 5, "output_type": "pt"}
+    run = lambda: pipe("", latents=backbone.encode(frames), num_inference_steps=1, **options)  # noqa: E731
+    (((decoded,), _, _),) = calls(pipe.vae.decoder, run)
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, pipe.vae.encode(frames.transpose(1, 2)).latent_dist.mode())
 
 
 @both
