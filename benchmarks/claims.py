@@ -253,8 +253,8 @@ EXPERIMENTS = {
         ),
         Experiment(
             "heads",
-            "Heights over the table are a better form than depths along the ray. (On pick-place. That a joint volume helps, or that "
-            "the head has to be told where the gripper is and how far it is open, the figures do not show.)",
+            "Heights over the table are a better form than depths along the ray. (On pick-place. That a joint volume helps, or "
+            "that the head has to be told where the gripper is and how far it is open, the figures do not show.)",
             head_forms(side, 20),
             head_forms(quick, 5)[:2],
             baseline="as it is",
