@@ -61,7 +61,6 @@ def training_step(policy: VideoPolicy, batch: Batch) -> Callable[[], None]:
     """Forward, backward and the optimisers' step."""
     accelerator, balance = make_accelerator(), LossBalance(0.98)
     model, *optimizers = accelerator.prepare(policy, *make_optimizers(policy, FitConfig()))
-    batch = to_device(batch, accelerator.device)
 
     def step() -> None:
         losses = model(batch)
@@ -82,7 +81,8 @@ def main(config: SpeedConfig) -> dict[str, float]:
         backbone_options=backbone_options(config.backbone),
         head_options={"spec": ReadoutSpec(z=Bins(-0.2, 0.2, 32), relative=True)},
     )
-    policy = spec.build(trusted=trusted_packages(config.backbone)).to(make_accelerator().device)
+    device = make_accelerator().device
+    policy = spec.build(trusted=trusted_packages(config.backbone)).to(device)
     camera = Camera.from_fov(45.0, (config.size, config.size), orbit(135, -40, 1.15, (0, 0.65, 0.08)).float())
     clip = torch.rand(1, 3, config.size, config.size)
     observation = Observation({"main": View(clip, camera)}, torch.eye(4), 1.0)
@@ -92,7 +92,7 @@ def main(config: SpeedConfig) -> dict[str, float]:
     targets = Targets(
         state.camera.project(positions)[0], torch.ones(n, t, dtype=torch.bool), positions=positions, gripper=torch.ones(n, t)
     )
-    batch = Batch(clip.expand(n, 1, 3, -1, -1).contiguous(), targets, state)
+    batch = to_device(Batch(clip.expand(n, 1, 3, -1, -1).contiguous(), targets, state), device)
     with FlopCounterMode(display=False) as flops:
         policy.eval().act(observation)
     decision = 1e3 * np.array(timed(lambda: policy.act(observation), config.repeats))

@@ -80,7 +80,7 @@ def main(config: Config) -> list[Row]:
         steps=config.steps, copies=config.copies, task=config.task, demos=config.demos, unseen=config.unseen, seed=config.seed,
         out=config.out,
     )  # fmt: skip
-    levels = list(zip(config.levels, config.denoising_steps, strict=False)) or [(None, 0)]  # steps are nothing without levels
+    levels = list(zip(config.levels, config.denoising_steps, strict=True)) if config.levels else [(None, 0)]
     options: dict[str, Any] = json.loads(config.options)
     write(config, sweep(config.backbone, config.taps, levels, budget, rows, **options))
     return rows.find()

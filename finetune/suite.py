@@ -386,7 +386,7 @@ class Rates:
 def known_rates(suite: Suite) -> Rates | None:
     """From rows of policies that were trained here, whose folders are there: others may be of another machine. None without any."""
     rows: list[Row] = [row for path in suite.results.glob("*.json") for row in json.loads(path.read_text())["rows"]]
-    rows = [row for row in rows if "act_seconds" in row and (suite.policies / row.get("trained_on", "unknown")).is_dir()]
+    rows = [row for row in rows if {"act_seconds", "trained_on"} <= row.keys() and (suite.policies / row["trained_on"]).is_dir()]
     if not rows:
         return None
     kinds = {row["policy"].split("-")[0] for row in rows}

@@ -30,6 +30,7 @@ from finetune.suite import (
 )
 from finetune.suite_page import (
     Target,
+    estimate,
     fewer,
     gap,
     means_table,
@@ -425,6 +426,18 @@ def test_it_goes_on_from_the_rows_that_are_shipped(claims, quick, tmp_path):
     jobs = missing_jobs(made, grids)
     assert all(job.seconds(RATES) > 0 for job in jobs)
     assert {path.name for path in config.folder.glob("*.json")} >= {path.name for path in shipped.folder.glob("*.json")}
+
+
+def test_the_readme_begins_with_what_is_measured(claims):
+    rows = suite.stored(claims["Config"]().folder, "azimuth").find()
+    success = {
+        (policy, view): f"{100 * estimate(outcomes(rows, (view,), policy=policy, demos=20)).mean:.0f} %"
+        for policy, view in product(("para", "regression"), ("none", "azimuth=12"))
+    }
+    begin = " ".join((claims["README"]).read_text().partition("![")[0].split())
+    assert f"the {success['regression', 'none']} of episodes that regression solves" in begin
+    assert f"from twenty demonstrations become {success['regression', 'azimuth=12']} at twelve degrees" in begin
+    assert f"there it keeps {success['para', 'azimuth=12']} of {success['para', 'none']}." in begin
 
 
 def test_more_demonstrations_are_trained_on_in_another_way_and_steps_are_what_is_given(claims):

@@ -588,3 +588,25 @@ def calls(module: torch.nn.Module, run: Callable[[], Any]) -> list[tuple[tuple, 
     finally:
         handle.remove()
     return seen
+
+
+def given(call: tuple[tuple, dict[str, Any], Any]) -> dict[str, Tensor]:
+    """The tensors of a call of a denoiser, by name."""
+    positional, named, _ = call
+    named = dict(zip(("hidden_states", "timestep"), positional, strict=False)) | named
+    return {name: value.float() for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def check_scaling(backbone: Any, pipe: Any, frames: Tensor, decoder: torch.nn.Module) -> None:
+    """A published pipeline undoes what an adapter does to latents; its denoiser answers zeros from here on.
+
+    Args:
+        frames: (b, t, 3, H, W) in [-1, 1]. decoder: the module that the pipeline hands its latents to in the end.
+    """
+    for parameter in backbone.denoiser.proj_out.parameters():  # an answer of zeros leaves latents as they are
+        parameter.data.zero_()
+    (b, t), (height, width) = frames.shape[:2], frames.shape[-2:]
+    options = {"height": height, "width": width, "num_frames": t, "output_type": "pt", "num_inference_steps": 1}
+    (((decoded,), _, _),) = calls(decoder, lambda: pipe([""] * b, latents=backbone.encode(frames), **options))
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, pipe.vae.encode(frames.transpose(1, 2)).latent_dist.mode())
