@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -154,11 +155,15 @@ def remedy(state: str) -> str:
 
 
 def _downloaded(source: str) -> bool:
-    """Whether weights of a model on the hub are in its cache."""
+    """Whether weights of a model on the hub are in its cache, and no download of theirs was cut off."""
     try:
-        return any(Path(snapshot_download(source, local_files_only=True)).rglob("*.safetensors"))
+        snapshot = Path(snapshot_download(source, local_files_only=True))
     except LocalEntryNotFoundError:
         return False
+    indices = [json.loads(index.read_text()) for index in snapshot.rglob("*.safetensors.index*.json")]
+    shards = {name for index in indices for name in index["weight_map"].values()}
+    files = {path.name for path in snapshot.rglob("*.safetensors") if path.exists()}  # links, to files that may have been removed
+    return bool(files) and shards <= files and not any((snapshot.parents[1] / "blobs").glob("*.incomplete"))
 
 
 def rows(names: Sequence[str] = tuple(CATALOGUE)) -> list[dict[str, Any]]:

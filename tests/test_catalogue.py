@@ -74,11 +74,28 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_weights_on_this_machine_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(catalogue, "snapshot_download", lambda source, local_files_only: str(tmp_path))
+    snapshot = tmp_path / "snapshots" / "c0ffee"
+    (snapshot / "vae").mkdir(parents=True)
+    monkeypatch.setattr(catalogue, "snapshot_download", lambda source, local_files_only: str(snapshot))
     assert not catalogue._downloaded("a/b")
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "model.safetensors").touch()
+    (snapshot / "vae" / "model.safetensors").touch()
     assert catalogue._downloaded("a/b")
+
+
+def test_a_download_that_was_cut_off_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    snapshot, shards = tmp_path / "snapshots" / "c0ffee", ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
+    snapshot.mkdir(parents=True)
+    monkeypatch.setattr(catalogue, "snapshot_download", lambda source, local_files_only: str(snapshot))
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    (snapshot / shards[0]).touch()
+    assert not catalogue._downloaded("a/b"), "the second part is missing"
+    (snapshot / shards[1]).symlink_to(tmp_path / "blobs" / "beef")
+    assert not catalogue._downloaded("a/b"), "a link to nothing"
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "beef").touch()
+    assert catalogue._downloaded("a/b")
+    (tmp_path / "blobs" / "cafe.incomplete").touch()
+    assert not catalogue._downloaded("a/b"), "of another file, a part"
 
 
 def test_the_list_is_shown_whole_by_family_and_as_json(capsys: pytest.CaptureFixture) -> None:
