@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from backbones import CATALOGUE, backbone_class, catalogue_entry
-from backbones.catalogue import FAMILIES, LEGEND, TITLES, UNKNOWN, billions, line, memory, remedy, rows
+from backbones.catalogue import FACTS, FAMILIES, LEGEND, TITLES, UNKNOWN, billions, line, memory, remedy, rows
 from para_video.checkpoint import known_options, loaders
 from para_video.runs import command_line
 
@@ -46,6 +46,8 @@ class ListConfig:
         if self.name is not None and self.name not in CATALOGUE:
             catalogue_entry(self.name)  # tells what is wrong with a name
             raise ValueError(f"{self.name!r} is not in the catalogue, which is listed here; python -m backbones.verify takes it")
+        if self.name is not None and not self.wants(family := FACTS[self.name].family):
+            raise ValueError(f"{self.name} is of the family {family!r}, not {self.family!r}: leave --family out")
 
     def wants(self, family: str) -> bool:
         return self.family is None or family.startswith(self.family.replace("-", " "))

@@ -25,15 +25,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbones import backbone_options, build_backbone, ready
-from para_video.features import VideoBackbone, VideoFeatures
+from para_video.features import FeatureSpec, VideoBackbone, VideoFeatures
 from para_video.figures import label, write_picture
 from para_video.runs import command_line
 from para_video.training import to_device, write_atomically
 from para_video.video import count_frames, read_video
 
-HELD = 2**28
-"""Bytes of a file's frames that are held in full size at once. Each part opens the file anew, and PyAV decodes what lies before
-it."""
+HELD = 2**30
+"""Bytes of a file's frames, in float32, that are held in full size at once. Each part opens the file anew, and PyAV decodes what
+lies before it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class ExtractConfig:
     stride: int = 1
     """Frames of the file from one frame to the next."""
     size: int = 128
-    """Shorter side in pixels; both sides are then cropped to what the backbone takes."""
+    """Shorter side in pixels; both sides are then cropped to what the backbone takes. Of one that takes frames of one size alone,
+    these are scaled to that."""
     columns: int = 8
     """Maps in a row of the picture."""
     out: Path = field(default=Path("features"))
@@ -66,24 +67,27 @@ class ExtractConfig:
         backbone_options(self.backbone, self.options)  # to tell at once what is wrong with them
 
 
-def clip_frames(config: ExtractConfig, multiple: int) -> Tensor:
-    """(t, 3, H, W) in [0, 1], resized and cropped about its middle.
+def clip_frames(config: ExtractConfig, spec: FeatureSpec) -> Tensor:
+    """(t, 3, H, W) in [0, 1], resized and cropped about its middle to what a backbone takes.
 
     Raises:
         VideoError: a file that cannot be read. ValueError: a size below what the backbone takes.
     """
-    if config.size < multiple:
+    if config.size < (multiple := spec.size_multiple):
         raise ValueError(f"size {config.size} is below {multiple}, of which this backbone's images are multiples; raise --size")
+    first_frame = read_video(config.clip, [0]).frames
+    sides = first_frame.shape[1:3]
+    scale = config.size / min(sides) if spec.size is None else max(want / side for want, side in zip(spec.size, sides, strict=True))
+    height, width = (round(side * scale) for side in sides)
+    shown_height, shown_width = spec.size or (height - height % multiple, width - width % multiple)
+    top, left = (height - shown_height) // 2, (width - shown_width) // 2
     wanted, parts = range(0, count_frames(config.clip), config.stride), []
-    at_once = max(1, HELD // read_video(config.clip, [0]).frames.nbytes)
+    at_once = max(1, HELD // (4 * first_frame.nbytes))
     for first in range(0, len(wanted), at_once):
-        part = torch.from_numpy(read_video(config.clip, wanted[first : first + at_once]).frames).movedim(-1, 1).float() / 255
-        scale = config.size / min(part.shape[-2:])
-        height, width = (round(side * scale) for side in part.shape[-2:])
-        parts.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True).clamp(0, 1))
-    pixels = torch.cat(parts)
-    top, left = height % multiple // 2, width % multiple // 2
-    return pixels[..., top : top + height - height % multiple, left : left + width - width % multiple]
+        part = torch.from_numpy(read_video(config.clip, wanted[first : first + at_once]).frames).movedim(-1, 1).float().div_(255)
+        part = F.interpolate(part, (height, width), mode="bilinear", antialias=True).clamp_(0, 1)
+        parts.append(part[..., top : top + shown_height, left : left + shown_width].clone())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -140,20 +144,20 @@ def strip(frames: Tensor, found: list[tuple[int, VideoFeatures]], columns: int) 
 def main(config: ExtractConfig) -> dict[str, Any]:
     """Extract, write, draw; returns what was said."""
     console = Console()
+    config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     options = backbone_options(config.backbone, config.options)
     backbone = ready(build_backbone(config.backbone, **options), options)
     backbone.spec.check_horizon(config.horizon)
     if config.frames > (most := backbone.spec.contexts[1]):
         console.print(f"{config.backbone} takes {most} frames at once, not {config.frames}", style="yellow")
-    frames = clip_frames(config, backbone.spec.size_multiple)
+    frames = clip_frames(config, backbone.spec)
     found = extract(backbone, frames, config.frames, config.horizon)
     tensors: dict[str, Tensor] = {}
     for end, features in found:
         parts = {"maps": features.maps[0], "times": features.times, "spans": features.spans, "image_to_map": features.image_to_map}
         tensors |= {f"{end:06d}.{name}": value.contiguous() for name, value in parts.items()}
     about = {"backbone": config.backbone, "options": config.options, "size": json.dumps(list(frames.shape[-2:]))}
-    config.out.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out / "features.safetensors", save_tensors(tensors, about))
     write_picture(config.out / "features.png", strip(frames, found, config.columns))
     channels, height, width = found[0][1].maps.shape[2:]

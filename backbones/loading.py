@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,7 +13,9 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -79,6 +82,7 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
 
     Raises:
         FileNotFoundError: it is nowhere, gated, or cannot be reached, or a folder is of another kind of model.
+        ConnectionError, OSError: a download broke off, or the disk is full.
         ValueError: its files are damaged or of another kind, lack weights, or name kernels of attention from elsewhere.
         ImportError: it wants packages that are not installed.
     """
@@ -104,7 +108,11 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {where} are damaged ({error}): download them again") from error
-    except OSError as error:
+    except (OSError, HTTPError) as error:  # some of which are both
+        if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in _causes(error)):
+            raise OSError(
+                errno.ENOSPC, f"no space left to download {where}: free some, or set HF_HOME to a folder on another disk"
+            ) from error
         if "Unable to load weights" in str(error):  # so diffusers says that it cannot read a file that is there
             raise ValueError(f"the weights of {where} are damaged: download them again") from error
         if "cannot be loaded with `safetensors`" in str(error):  # so transformers says it, whose remedy would be to unpickle
@@ -119,6 +127,10 @@ def load_part(kind: type[P], source: Source, subfolder: str = "", **options: Any
         if not local and _because(error, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
             raise FileNotFoundError(
                 f"{where} is not on this machine and the hub cannot be reached: download it, or pass its folder"
+            ) from error
+        if _because(error, HTTPError) and not _because(error, HfHubHTTPError):
+            raise ConnectionError(
+                f"the download of {where} broke off ({error!r}): run this again, it goes on from there"
             ) from error
         absent = "" if local else "; it is no local folder and the hub did not give it"
         raise FileNotFoundError(f"{where} has no usable {kind.__name__}{absent}: {str(error).splitlines()[0]}") from error
@@ -149,20 +161,23 @@ def load_vae(kind: type[P], source: Source) -> P:
     return vae.float() if source.dtype == "float16" and vae.config.force_upcast else vae
 
 
-def _because(error: BaseException | None, *kinds: type[BaseException]) -> bool:
-    """Whether an error, or one that led to it, is of these kinds: libraries wrap those of the hub in words of their own."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it: libraries wrap the hub's in words of their own."""
     while error is not None:
-        if isinstance(error, kinds):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def _because(error: BaseException, *kinds: type[BaseException]) -> bool:
+    """Whether an error, or one that led to it, is of these kinds."""
+    return any(isinstance(cause, kinds) for cause in _causes(error))
 
 
 def _hub_config(source: Source, subfolder: str) -> dict[str, Any]:
     """What config.json of a part on the hub says; nothing, where it cannot be had, which loading then tells."""
     try:
         return Config.from_pretrained(source.name, subfolder=subfolder, revision=source.revision)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPError):
         return {}
 
 
@@ -217,7 +232,7 @@ def check_loading(device: str | None, lora_rank: int, taps: Sequence[str] | None
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
-        raise ValueError(f"there is no device {device!r} here; choose from {there}") from error
+        raise ValueError(f'there is no device {device!r} here: pass another "device", one of {there}') from error
     if lora_rank < 0:
         raise ValueError(f"lora_rank must be 0 or more, got {lora_rank}")
     if isinstance(taps, str):

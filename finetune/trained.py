@@ -115,8 +115,7 @@ def load_trained(folder: Path, trusted: Sequence[str] = ()) -> Trained:
     path = folder.parent / SETTINGS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} lies in no run of finetune/robot.py: {path} is not there")
-    policy, _ = load_policy(folder, trusted=trusted)
-    policy.to(make_accelerator().device)
+    policy, _ = load_policy(folder, trusted=trusted, device=str(make_accelerator().device))
     settings, known = json.loads(path.read_text()), {each.name for each in fields(RobotConfig)}
     given = {name: value for name, value in settings.items() if name in known}
     given |= {name: Path(given[name]) for name in ("demo_folder", "extra_videos") if given.get(name)}

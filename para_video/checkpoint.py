@@ -11,7 +11,7 @@ import inspect
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class PolicySpec:
             backbone = build_backbone(self.backbone, self.backbone_options, trusted=trusted)
         kind: Any = _import(self.head, ActionHead, trusted)
         try:
-            head = kind(backbone.spec.channels, **self.head_options)
+            head = kind(backbone.spec.channels, **self.head_options).to(backbone.device)
         except TypeError as error:
             raise ValueError(f"{self.head} cannot be built with the options {sorted(self.head_options)}: {error}") from error
         height, width = self.size or (None, None)
@@ -228,13 +228,14 @@ def save_policy(policy: VideoPolicy, spec: PolicySpec, folder: Path, notes: Mapp
 
 
 def load_policy(
-    folder: str | Path, *, trusted: Sequence[str] = (), backbone: VideoBackbone | None = None
+    folder: str | Path, *, trusted: Sequence[str] = (), backbone: VideoBackbone | None = None, device: str | None = None
 ) -> tuple[VideoPolicy, PolicySpec]:
     """A policy and what it was built from, ready to act.
 
     Args:
         trusted: packages of your own that the policy's backbone or head may be of, such as ("mypackage",).
         backbone: as of `PolicySpec.build`; for a source that has moved, or one for several policies that left theirs frozen.
+        device: where it is to act, such as "cuda"; default where its backbone's options say, or the CPU.
 
     Raises:
         FileNotFoundError: the folder is no checkpoint, or the backbone's source is not there.
@@ -245,7 +246,10 @@ def load_policy(
     folder = Path(folder)
     spec, kept = _read_config(folder)
     weights = read_weights(folder)
-    policy = spec.build(trusted=trusted, frozen=kept["frozen"], backbone=backbone)
+    here = spec
+    if device is not None and "source" in spec.backbone_options:  # loaded there at once, and it may be offloaded from there
+        here = replace(spec, backbone_options={**spec.backbone_options, "device": device})
+    policy = here.build(trusted=trusted, frozen=kept["frozen"], backbone=backbone)
     if (found := fingerprint(policy.backbone)) != kept["origin"]:
         raise ValueError(
             f"{folder} was trained on other weights of {spec.backbone_options.get('source')!r} than are there now (fingerprint "
@@ -269,7 +273,7 @@ def load_policy(
         )
     given = {f"backbone.{name}" for name in policy.backbone.origin or {}}
     _load_all(policy, weights, folder, "its config; save the policy again", given)
-    return policy.eval(), spec
+    return (policy if device is None else policy.to(device)).eval(), spec
 
 
 def _learnt_elsewhere(backbone: VideoBackbone, weights: Mapping[str, Tensor]) -> list[str]:

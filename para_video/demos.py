@@ -18,14 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from para_video.camera import Camera
 from para_video.policy import Env
-from para_video.training import whole_folder
+from para_video.training import made_once, whole_folder, write_atomically
 
 FORMAT = 1
 """Version of the files; a set of another version is not read."""
@@ -284,11 +283,7 @@ def cached_demos(
 
 def recorded_once(folder: Path, record: Callable[[], DemoSet]) -> DemoSet:
     """The set in a folder, recorded where there is none; of several processes that want it, one records and the others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            save_demos(record(), folder)
-    return load_demos(folder)
+    return load_demos(made_once(folder, lambda partial: _write(record(), partial)))
 
 
 def cache_name(settings: Mapping[str, Any]) -> str:
@@ -311,21 +306,26 @@ def save_demos(demos: DemoSet, folder: str | Path) -> None:
 
     Raises:
         FileExistsError: there is such a folder already.
-        ValueError: a demo that `load_demos` would refuse.
+        ValueError: a demo that `load_demos` would refuse. OSError: the disk is full.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists already; remove it or choose another folder")
     with whole_folder(folder) as partial:
-        entries = []
-        for index, demo in enumerate(demos.demos):
-            name = f"demo_{index:04d}.safetensors"
-            _check(demo, f"demonstration {index}", "mend it, or leave it out")
-            content = save_tensors(_arrays(demo))
-            (partial / name).write_bytes(content)
-            entries.append({"file": name, "task": demo.task, "seed": int(demo.seed), "sha256": hashlib.sha256(content).hexdigest()})
-        summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
-        (partial / INDEX_FILE).write_text(json.dumps(summary, indent=1))
+        _write(demos, partial)
+
+
+def _write(demos: DemoSet, folder: Path) -> None:
+    """The files of a demo set."""
+    entries = []
+    for index, demo in enumerate(demos.demos):
+        name = f"demo_{index:04d}.safetensors"
+        _check(demo, f"demonstration {index}", "mend it, or leave it out")
+        content = save_tensors(_arrays(demo))
+        write_atomically(folder / name, content)
+        entries.append({"file": name, "task": demo.task, "seed": int(demo.seed), "sha256": hashlib.sha256(content).hexdigest()})
+    summary = {"format": FORMAT, "settings": dict(demos.settings), "discarded": list(demos.discarded), "demos": entries}
+    write_atomically(folder / INDEX_FILE, json.dumps(summary, indent=1).encode())
 
 
 def load_demos(folder: str | Path) -> DemoSet:

@@ -272,17 +272,17 @@ def check_env(settings: Mapping[str, Any], demos: Sequence[Demo], episodes: int)
         found.append(
             _limit("stale first frame", stale, 0, "px differ from a fresh env's", "bring the scene up to date before rendering")
         )
-        found.append(colour_order(env, demos))
+        as_reset = demos[::2] if settings.get("scatter") else demos  # else the hand was moved before an episode was recorded
+        found.append(colour_order(env, as_reset))
         horizon = horizon_for(env, seeds=range(10))
         trip = one_hot_round_trip(readout_spec(demos), ParaHead.GRID, ParaHead.SIGMA_PX, first.shape[:2])
         oracle, blind = ReplanningOracle(env, round_trip=trip), Replay(demos[0])
+        act = lambda policy, seed: rollout(env, policy, servo, seed, context=0, horizon=horizon).succeeded  # noqa: E731
         share = {
             "expert": [expert_rollout(env, seed, horizon=horizon).succeeded for seed in _bar(seeds, "expert")],
-            "replay": [rollout(env, Replay(d), servo, d.seed, context=0, horizon=horizon).succeeded for d in _bar(demos, "replay")],
-            "oracle": [
-                rollout(env, oracle, servo, s, context=0, horizon=horizon).succeeded for s in _bar(seeds, "read-out oracle")
-            ],
-            "blind": [rollout(env, blind, servo, s, context=0, horizon=horizon).succeeded for s in _bar(seeds, "blind replay")],
+            "replay": [act(Replay(demo), demo.seed) for demo in _bar(as_reset, "replay")],
+            "oracle": [act(oracle, seed) for seed in _bar(seeds, "read-out oracle")],
+            "blind": [act(blind, seed) for seed in _bar(seeds, "blind replay")],
         }
     rate = {name: float(np.mean(won)) for name, won in share.items()}
     for name, key, remedy in (
@@ -349,20 +349,27 @@ def main(config: DoctorConfig) -> list[Check]:
     if demos.demos:
         checks += check_demos(demos.demos, config.hand)
         write_picture(config.out / "doctor.png", picture(demos.demos, config.hand))
+    tell(checks, console)  # before the simulator's, which take minutes
+    more: list[Check]
     if demos.demos and config.episodes and demos.settings.get("simulator") == "metaworld":
         try:
-            checks += check_env(demos.settings, demos.demos, config.episodes)
-        except Exception as error:  # whatever it is, what was found of the data is still told
-            checks.append(Check("simulator", "not checked", f"{type(error).__name__}: {error}", "", ""))
+            more = check_env(demos.settings, demos.demos, config.episodes)
+        except Exception as error:  # whatever it is, it is no verdict on the data
+            more = [Check("simulator", "not checked", f"{type(error).__name__}: {error}", "", "")]
     else:
         reason = "--episodes 0" if demos.demos and not config.episodes else "the set's settings do not say that it is of Meta-World"
-        checks.append(Check("simulator", "not checked", reason if demos.demos else "no readable set", "", ""))
+        more = [Check("simulator", "not checked", reason if demos.demos else "no readable set", "", "")]
+    tell(more, console)
+    write_atomically(config.out / "doctor.json", json.dumps([asdict(check) for check in [*checks, *more]], indent=1).encode())
+    return [*checks, *more]
+
+
+def tell(checks: Sequence[Check], console: Console) -> None:
+    """Print checks, each on a line."""
     for check in checks:
         told = f"{check.verdict:<12}{check.name}: {check.value}" + (f" (limit: {check.limit})" if check.limit else "")
         remedy = f"; {check.remedy}" if check.verdict in ("wrong", "suspicious") else ""
         console.print(told + remedy, style=COLOURS[check.verdict], markup=False, highlight=False)
-    write_atomically(config.out / "doctor.json", json.dumps([asdict(check) for check in checks], indent=1).encode())
-    return checks
 
 
 def _demonstrations(config: DoctorConfig) -> DemoSet:

@@ -32,7 +32,7 @@ from para_video.batches import DemoBatches
 from para_video.checkpoint import weight_digests
 from para_video.features import VideoFeatures
 from para_video.precision import autocast, precision_of
-from para_video.training import to_device, whole_folder, write_atomically
+from para_video.training import made_once, to_device, write_atomically
 
 FORMAT = 2
 MAKERS = (
@@ -59,21 +59,20 @@ def cache_features(policy: VideoPolicy, batches: DemoBatches, copies: int, root:
         the cache's folder, for `CachedBatches`.
 
     Raises:
-        ValueError: copies below 1, or batches that show the future. OSError: the disk is full.
+        ValueError: copies below 1, batches that show the future, or features that are not finite. OSError: the disk is full.
     """
     if copies < 1 or len(batches.shown) > batches.context:
         raise ValueError(f"copies must be at least 1, got {copies}, and batches must not show the future")
-    folder = root / cache_key(policy, batches, copies, batch_size)
-    if folder.exists():
-        return folder
-    begun, count = time.perf_counter(), len(batches.steps)
-    with whole_folder(folder) as partial:
+
+    def make(folder: Path) -> None:
+        begun, count = time.perf_counter(), len(batches.steps)
         for copy in tqdm(range(copies), desc="features", unit="copy"):
-            shared = _write_rows(partial / f"copy_{copy:03d}.safetensors", _forwards(policy, batches, copy, batch_size), count)
+            shared = _write_rows(folder / f"copy_{copy:03d}.safetensors", _forwards(policy, batches, copy, batch_size), count)
         about = {"size": json.dumps(batches.frames[0].shape[-2:])}
-        write_atomically(partial / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
-        write_atomically(partial / COST_FILE, json.dumps({"seconds": time.perf_counter() - begun}).encode())
-    return folder
+        write_atomically(folder / "shared.safetensors", save_tensors({k: v.contiguous() for k, v in shared.items()}, about))
+        write_atomically(folder / COST_FILE, json.dumps({"seconds": time.perf_counter() - begun}).encode())
+
+    return made_once(root / cache_key(policy, batches, copies, batch_size), make)
 
 
 def cache_key(policy: VideoPolicy, batches: DemoBatches, copies: int, batch_size: int) -> str:
@@ -179,7 +178,9 @@ def _full_disk_told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; free some space or set PARA_VIDEO_CACHE") from error
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror}; free some space or choose another folder (PARA_VIDEO_CACHE)"
+        ) from error
 
 
 def _header(rows: dict[str, Tensor], count: int) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -211,6 +212,11 @@ def _forwards(policy: VideoPolicy, batches: DemoBatches, copy: int, batch_size: 
         with autocast(device):
             features, query = policy.features(batch.clip.to(device), state=state)
         features = to_device(features, torch.device("cpu"))
+        if not features.maps.isfinite().all():
+            raise ValueError(
+                f"{type(policy.backbone).__name__} gives maps that are not finite, of {len(steps)} clips from {steps[0]} on: its "
+                'weights are damaged, or "dtype": "float16" is too narrow for it; try "bfloat16" or "float32"'
+            )
         nearest, _ = features.nearest(query.times.to(features.times))
         used = torch.cat([nearest, (features.times <= 0).nonzero()[-1]]).unique()  # ACT reads the last observed map too
         maps = features.maps[:, used].bfloat16().contiguous()

@@ -205,14 +205,16 @@ def fused_cameras(maps: ActionMaps, state: RobotState, spec: ReadoutSpec, *, rea
         points = torch.cat([centre[:2] + (place - side // 2) * step_m, height[:, None]], -1)
         pixels, _ = state.camera.project(points.expand(len(state.opening), -1, -1))
         read = maps.read(pixels)
-        log, gripper = fused.flatten(1).log_softmax(-1), averaged(read.gripper)
+        gripper, rotation = averaged(read.gripper), None if read.rotation is None else averaged(read.rotation)
+        parts = [fused.flatten(1)[None], gripper, *(() if rotation is None else rotation.unbind(2))]
+        log = [part.log_softmax(-1) for part in parts]
         return Actions(
             positions=points[None],
             gripper=spec.gripper_value(gripper),
-            rotations=None if read.rotation is None else spec.rotation_matrix(spec.angles.decode(averaged(read.rotation))),
+            rotations=None if rotation is None else spec.rotation_matrix(spec.angles.decode(rotation)),
             pixels=pixels[:1],
-            log_probability=log.amax(-1)[None] + gripper.log_softmax(-1).amax(-1),
-            entropy=(torch.special.entr(log.exp()).sum(-1) + torch.special.entr(gripper.softmax(-1)).sum(-1)),
+            log_probability=torch.stack([part.amax(-1) for part in log]).sum(0),
+            entropy=torch.stack([torch.special.entr(part.exp()).sum(-1) for part in log]).sum(0),
         )
 
 

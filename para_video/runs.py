@@ -51,7 +51,9 @@ def command_line(main: Callable[[C], object], config: type[C], text: str, again:
     except KeyboardInterrupt as interrupt:
         folder = shlex.quote(os.path.relpath(next(iter(_LOCKS)))) if _LOCKS else "FOLDER"
         how = again.replace("COMMAND", _command()).replace("FOLDER", folder)
-        console.print(f"{str(interrupt) or 'stopped'}; go on with {how}", markup=False)
+        if int(os.environ.get("RANK", 0)) == 0:
+            together = f", in {processes} processes again" if (processes := os.environ.get("WORLD_SIZE", "1")) != "1" else ""
+            console.print(f"{str(interrupt) or 'stopped'}; go on with {how}{together}", markup=False)
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, FloatingPointError, ImportError) as error:
         if os.environ.get("PARA_VIDEO_TRACEBACK"):

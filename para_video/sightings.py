@@ -114,7 +114,6 @@ class Sightings:
         compared: pairs of frames between which the hand moved.
         errors: standard errors of what the hand's motion tells of lag, scale and roll; above `TOLERANCE` the fault is without them.
         likeness: correlation of what moves with the hand's silhouette.
-        silhouette: (2 FAR + 1, 2 FAR + 1) what moves with the hand, around the hand.
         unit: pixels of the images for one at WIDTH. focal_px: of the images.
     """
 
@@ -125,7 +124,6 @@ class Sightings:
     errors: dict[str, float]
     likeness: float
     tracks: tuple[Track, ...]
-    silhouette: np.ndarray
     unit: float
     focal_px: float
 
@@ -172,7 +170,7 @@ def look(demos: Sequence[Demo], hand_m: Sequence[float] = HAND_M) -> Sightings:
     unit = demos[0].frames.shape[2] / WIDTH
     return Sightings(
         orientation, scores, sum(len(_pairs(view.path(fault)[0])[0]) for view in views), fault,
-        dict(zip(TOLERANCE, errors.tolist(), strict=True)), likeness, tuple(tracks), silhouette(views, fault, FAR, 4).numpy(), unit,
+        dict(zip(TOLERANCE, errors.tolist(), strict=True)), likeness, tuple(tracks), unit,
         float(demos[0].camera.intrinsics[0, 0]),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from datetime import timedelta
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -23,6 +24,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -35,6 +37,8 @@ from para_video.precision import bf16_pays
 STATE_FILE = "training.safetensors"
 FREE = ("save_every", "workers")
 """Of `FitConfig`: what a resumed training may change, since weights do not depend on it."""
+PATIENCE = timedelta(days=1)
+"""For which processes wait for one that records, or computes features: by default they give up after ten minutes."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's mallopt(3)."""
 T = TypeVar("T")
@@ -149,7 +153,8 @@ def make_accelerator(precision: Precision = "auto") -> Accelerator:
     AcceleratorState._reset_state()  # else a second training in one process could not choose another precision
     # unless it is told, accelerate has each of several processes on a machine without a GPU train alone
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    mixed = ("bf16" if bf16_pays(PartialState(cpu=cpu).device.type) else "no") if precision == "auto" else precision
+    device = PartialState(cpu=cpu, timeout=PATIENCE).device
+    mixed = ("bf16" if bf16_pays(device.type) else "no") if precision == "auto" else precision
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
 
@@ -448,3 +453,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills where there is none. Of several processes that want it one makes it, and the others wait; what a
+    killed one left is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            for left in folder.parent.glob(f".{folder.name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with whole_folder(folder) as partial:
+                make(partial)
+    return folder

@@ -119,15 +119,12 @@ def list_videos(folder: str | Path) -> list[Path]:
     return sorted(found)
 
 
-def sample_clip(
-    path: str | Path, rng: np.random.Generator, frames: int, size: int, *, stride: int = 1, least_crop: float = 0.5
-) -> Tensor:
-    """A random stretch of a file, cropped to a random square and resized with antialiasing.
+def sample_clip(path: str | Path, rng: np.random.Generator, frames: int, size: int, *, stride: int = 1) -> Tensor:
+    """A random stretch of a file, cropped to a random square of half the shorter image side or more, and resized with antialiasing.
 
     Args:
         rng: decides the stretch and the crop.
         frames: of the clip. size: height and width in pixels. stride: file frames from one clip frame to the next.
-        least_crop: smallest side of the crop as a fraction of the shorter image side; the largest is 1.
 
     Returns:
         (frames, 3, size, size) uint8.
@@ -141,7 +138,7 @@ def sample_clip(
     first = int(rng.integers(length - span + 1))
     pixels = read_video(path, range(first, first + span, stride)).frames
     height, width = pixels.shape[1:3]
-    side = max(1, round(min(height, width) * rng.uniform(least_crop, 1.0)))
+    side = max(1, round(min(height, width) * rng.uniform(0.5, 1.0)))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     return resize(torch.from_numpy(pixels[:, top : top + side, left : left + side]).movedim(-1, 1), size)
 
@@ -195,7 +192,10 @@ def _counted(path: Path, *version: int) -> int:
     if decord is None:
         return _packets(path)
     _check_whole(path)
-    return len(_open_decord(path))
+    try:
+        return len(_open_decord(path))
+    except VideoError:
+        return _packets(path)  # as `read_video`: decord lacks some codecs, such as AV1's
 
 
 # -------------------------------------------------------------------- decoders

@@ -162,6 +162,8 @@ def test_unknown_names_and_families_are_refused() -> None:
         ListConfig("a.b:C")
     with pytest.raises(ValueError, match="unknown family 'audio'; choose from video-diffusion"):
         ListConfig(family="audio")
+    with pytest.raises(ValueError, match="svd is of the family 'video diffusion', not 'image-model'"):
+        ListConfig("svd", family="image-model")
 
 
 def test_unknown_options_are_told_before_anything_is_loaded() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -226,6 +227,19 @@ def test_another_version_of_the_weights_is_noticed_and_a_moved_one_can_be_passed
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_policy(tmp_path / "policy")
+
+
+def test_a_policy_acts_where_it_is_asked_to(tmp_path):
+    trained_there = loaded_spec("dinov2", saved("dinov2"), device="cuda")
+    here = replace(trained_there, backbone_options={**trained_there.backbone_options, "device": "cpu"})
+    policy = trained(here, frozen=True)
+    save_policy(policy, trained_there, tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="there is no device 'cuda' here: pass another \"device\", one of \\['cpu'"):
+            load_policy(tmp_path)
+    assert torch.equal(heat(load_policy(tmp_path, device="cpu")[0]), heat(policy))
+    backbone = spec().build().backbone.to("meta")
+    assert next(spec().build(backbone=backbone).head.parameters()).is_meta, "a head is where its backbone is"
 
 
 def test_a_backbone_that_learnt_is_not_passed_on_to_another_policy(tmp_path):

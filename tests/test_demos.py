@@ -368,3 +368,15 @@ def test_few_shots_are_the_first(three: DemoSet) -> None:
 def test_no_more_can_be_chosen_than_there_are(three: DemoSet, count: int) -> None:
     with pytest.raises(ValueError, match=f"asked for {count}.*set of 3"):
         select_demos(three, count)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(
+    three: DemoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*demo_0000.safetensors .*No space left on device; free some space"):
+        save_demos(three, tmp_path / "set")
+    assert not list(tmp_path.iterdir())

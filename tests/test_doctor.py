@@ -148,6 +148,24 @@ def test_demonstrations_of_half_a_workspace_replay_from_their_own_seeds() -> Non
     assert found["replay from its own seed"].value == "100% of 2" and found["colour order"].verdict == "ok"
 
 
+def test_demonstrations_that_begin_elsewhere_than_their_seed_are_not_compared_with_it() -> None:
+    with MetaWorldEnv("pick-place-v3", size=64) as env:
+        demos = record_demos(env, Plan(3, scatter=25))
+    found = {check.name: check for check in check_env(demos.settings, demos.demos, 1)}
+    assert found["replay from its own seed"].value == "100% of 2" and found["colour order"].verdict == "ok"
+
+
+def test_what_was_found_of_the_data_is_told_before_the_simulator_runs(clean, tmp_path: Path, monkeypatch, capsys) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("para_video.doctor.check_env", stopped)
+    save_demos(clean, tmp_path / "set")
+    with pytest.raises(KeyboardInterrupt):
+        main(DoctorConfig(demo_folder=tmp_path / "set", out=tmp_path / "out"))
+    assert "image orientation" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("settings", "error"),
     [({}, "KeyError"), ({"task": "pick-place-v9", "size": 64}, "ValueError"), ({"camera": None}, "TypeError")],

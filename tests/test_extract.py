@@ -1,6 +1,7 @@
 """Features of a file: every frame is described once, and the picture shows it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from safetensors import safe_open
 from backbones.extract import ExtractConfig, clip_frames, extract, main, principal_colours
 from backbones.mini import MiniVideo
 from para_video.video import write_video
+
+SPEC = MiniVideo().spec
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +36,19 @@ def test_a_file_becomes_maps_of_every_frame_and_a_picture(clip, tmp_path):
 
 def test_a_file_is_read_part_by_part_with_the_same_result(clip, monkeypatch):
     config = ExtractConfig(clip, stride=2, size=64)
-    whole = clip_frames(config, 16)
-    monkeypatch.setattr("backbones.extract.HELD", 2 * 70 * 100 * 3)
-    assert whole.shape == (6, 3, 64, 80) and torch.equal(clip_frames(config, 16), whole)
-    every = clip_frames(ExtractConfig(clip, size=64), 16)
+    whole = clip_frames(config, SPEC)
+    monkeypatch.setattr("backbones.extract.HELD", 2 * 70 * 100 * 3 * 4)
+    assert whole.shape == (6, 3, 64, 80) and torch.equal(clip_frames(config, SPEC), whole)
+    every = clip_frames(ExtractConfig(clip, size=64), SPEC)
     assert torch.equal(every[::2], whole)
+
+
+def test_frames_of_the_one_size_that_a_backbone_takes_are_made(clip):
+    for size in ((48, 96), (96, 48)):
+        shown = clip_frames(ExtractConfig(clip, size=16), replace(SPEC, size=size))
+        assert shown.shape == (11, 3, *size)
+    whole = clip_frames(ExtractConfig(clip), replace(SPEC, size=(140, 200)))
+    assert torch.equal(whole, clip_frames(ExtractConfig(clip, size=140), replace(SPEC, size_multiple=20))), "nothing is cut"
 
 
 def test_stretches_end_with_the_clip_whatever_its_length():

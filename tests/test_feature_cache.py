@@ -207,7 +207,7 @@ def test_a_failed_computation_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("para_video.feature_cache.write_atomically", full)
     with pytest.raises(OSError, match="cannot write"):
         cache_features(make_policy(), make_batches(), 1, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("after", [0, 3], ids=["opening", "writing"])
@@ -230,10 +230,10 @@ def test_a_full_disk_is_told_with_the_remedy(after, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(
-        OSError, match=r"cannot write .*copy_000.safetensors: No space left .*; free some space or set PARA_VIDEO_CACHE"
+        OSError, match=r"cannot write .*copy_000.safetensors: No space left .*; free some space or choose another folder"
     ):
         cache_features(make_policy(), make_batches(), 1, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
 def test_what_goes_wrong_while_features_are_computed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
@@ -244,7 +244,25 @@ def test_what_goes_wrong_while_features_are_computed_is_not_told_as_a_full_disk(
     monkeypatch.setattr(feature_cache, "_forwards", failing)
     with pytest.raises(FileNotFoundError) as told:
         cache_features(make_policy(), make_batches(), 1, tmp_path)
-    assert "cannot write" not in str(told.value) and not list(tmp_path.iterdir())
+    assert "cannot write" not in str(told.value) and not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_maps_that_are_no_numbers_are_told_and_not_kept(tmp_path):
+    policy = make_policy()
+    with torch.no_grad():
+        policy.backbone.down1.conv1.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match='MiniVideo gives maps that are not finite.*try "bfloat16" or "float32"'):
+        cache_features(policy, make_batches(), 1, tmp_path)
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_what_a_killed_computation_left_is_removed(tmp_path):
+    policy, batches = make_policy(), make_batches()
+    folder = tmp_path / cache_key(policy, batches, 1, 32)
+    left, other = tmp_path / f".{folder.name}-x1y2", tmp_path / ".another-x1y2"
+    left.mkdir()
+    other.mkdir()
+    assert cache_features(policy, batches, 1, tmp_path) == folder and not left.exists() and other.exists()
 
 
 def test_damage_is_told(tmp_path):

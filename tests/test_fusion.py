@@ -1,5 +1,6 @@
 """Looks and cameras: what is added is what each saw, in the same place of the image or of the world."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,24 @@ class Painted:
 
 def fuse(maps: Painted, cameras: Camera):
     return fused_cameras(maps, state(cameras), SPEC, reach_m=0.25, step_m=0.01)
+
+
+class Turning(Painted):
+    """Of a wrist that may turn in any way."""
+
+    def read(self, pixels: Tensor) -> PixelLogits:
+        return replace(super().read(pixels), rotation=torch.zeros(*pixels.shape[:2], 3, 8))
+
+
+def test_the_probability_of_a_rotation_counts() -> None:
+    cameras = Camera.stack([camera(135), camera(180)])
+    pixels, spec = cameras.project(POINTS.expand(2, -1, -1))[0], replace(SPEC, rotation_bins=8)
+    still, turning = (kind(pixels, POINTS[:, 2].expand(2, -1)) for kind in (Painted, Turning))
+    found = fused_cameras(turning, state(cameras), spec, reach_m=0.25, step_m=0.01)
+    nats = 3 * math.log(8)
+    torch.testing.assert_close(found.log_probability, fuse(still, cameras).log_probability - nats)
+    torch.testing.assert_close(found.entropy, fuse(still, cameras).entropy + nats)
+    assert found.rotations.shape == (1, TIMES, 3, 3)
 
 
 def test_cameras_that_see_the_truth_meet_there() -> None:

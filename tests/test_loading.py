@@ -1,5 +1,6 @@
 """Layers of LoRA beside loaded weights, whatever the precision of these; and what is told of sources and options that do not do."""
 
+import errno
 import json
 import math
 import re
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5EncoderModel
@@ -139,7 +140,7 @@ def test_a_folder_of_another_kind_of_model_is_said_to_be_one(name: str, other: s
         ("svd", {"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
         ("dinov2", {"lora_rank": -1}, "lora_rank must be 0 or more, got -1"),
         ("dinov2", {"scale": math.inf}, "scale must be a finite number, got inf"),
-        ("svd", {"device": "cudda"}, r"there is no device 'cudda' here; choose from \['cpu'"),
+        ("svd", {"device": "cudda"}, r"there is no device 'cudda' here: pass another \"device\", one of \['cpu'"),
         ("svd", {"device": "cuda:99", "offload": "model"}, "there is no device 'cuda:99' here"),
         ("svd", {"taps": "mid_block"}, r"taps is a list of names, such as \['mid_block'\]"),
         ("dinov2", {"taps": ["layernorm", "layernorm"]}, "each tap is named once"),
@@ -215,6 +216,26 @@ def test_without_a_network_every_library_says_so_alike(name: str, monkeypatch: p
     with pytest.raises(
         FileNotFoundError, match=r"models/none\S* is not on this machine and the hub cannot be reached: download it"
     ):
+        build_backbone(name, source="models/none")
+
+
+@pytest.mark.parametrize("name", ["svd", "wan2.1-t2v-1.3b", "dinov2"])
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (HTTPError("read timed out"), ConnectionError, "download of models/none.* broke off .*read timed out.* goes on from there"),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "no space left to download models/none.*HF_HOME"),
+    ],
+)
+def test_a_download_that_breaks_off_or_does_not_fit_is_told(
+    name: str, error: Exception, kind: type, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for library in ("backbones.loading", "diffusers.configuration_utils", "transformers.utils.hub"):
+        monkeypatch.setattr(f"{library}.hf_hub_download", fail)
+    with pytest.raises(kind, match=told):
         build_backbone(name, source="models/none")
 
 

@@ -238,6 +238,12 @@ def test_a_command_tells_an_error_in_a_line_and_an_interrupt_how_to_go_on(monkey
             command_line(main, CirclesConfig, "text", *again)
         said = capsys.readouterr().err
         assert end.value.code == code and told in said and said.count("\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", "go on with the same command, in 2 processes again\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            command_line(cut, CirclesConfig, "text")
+        assert capsys.readouterr().err.partition("; ")[2] == told
     monkeypatch.setenv("PARA_VIDEO_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         command_line(wrong, CirclesConfig, "text")
