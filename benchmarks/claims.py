@@ -64,6 +64,7 @@ from finetune.suite_page import (
     estimate,
     made_by,
     means_table,
+    mixed_note,
     ordered,
     outcomes,
     outdated_note,
@@ -440,8 +441,7 @@ def write(config: Config) -> None:
         if note := outdated_note(outdated(suite, config.grids(name), rows[name])):
             parts += [note, ""]
         parts += [means_table(experiment, rows[name], conditions(name, rows[name])), ""]
-        if note := replayed_note(rows[name]):
-            parts += [note, ""]
+        parts += [part for note in (replayed_note(rows[name]), mixed_note(rows[name])) if note for part in (note, "")]
         parts += ["<details><summary>Every task: successes out of episodes, in brackets those held for ten steps</summary>", ""]
         parts += [tasks_table(rows[name]), "", "</details>", "", made_by(files[name].settings, rows[name], config.grids(name)), ""]
     write_atomically(config.page, ("\n".join(parts).rstrip() + "\n").encode())

@@ -18,9 +18,9 @@ from finetune import robot
 from finetune.robot import RobotConfig
 from para_video.demos import TUNING_SEED
 from para_video.figures import write_table
-from para_video.rollout import horizon_for
 from para_video.rows import Row, Rows, check_page
 from para_video.runs import command_line, same_settings, same_source, told_command
+from para_video.sims.metaworld import episode_steps
 from para_video.training import make_accelerator
 
 ROOT = Path(__file__).parent.parent
@@ -80,8 +80,7 @@ def main(config: Config) -> list[Row]:
         same_settings(config.out / way, run, free=("out", "resume", "policies", "episodes"), accelerator=accelerator)
         same_source(config.out / way, robot.first_backbone(run, accelerator), run.starts, accelerator)
         demos = robot.demonstrations(run, console).demos
-        with run.env() as env:
-            horizon = horizon_for(env)
+        horizon = episode_steps(run.task, run.widen)
         for name in config.policies or POLICIES[way]:
             for rate in config.learning_rates or RATES[name.split("-")[0]]:
                 tried = replace(run, learning_rate=rate, resume=True)

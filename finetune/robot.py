@@ -69,7 +69,6 @@ from para_video.rollout import (
     evaluate,
     evaluation_seeds,
     expert_rollout,
-    horizon_for,
     rollout,
 )
 from para_video.runs import (
@@ -87,7 +86,7 @@ from para_video.runs import (
     versions,
 )
 from para_video.sims.experts import recipe
-from para_video.sims.metaworld import CameraPlacement, MetaWorldServo
+from para_video.sims.metaworld import CameraPlacement, MetaWorldServo, episode_steps
 from para_video.sims.shifts import NO_SHIFT, TRAINING_CAMERA, Shift, ShiftedEnv, parse_shifts
 from para_video.training import FitConfig, check_precision, fit, make_accelerator, write_atomically
 from para_video.video import VideoFolder, write_video
@@ -387,11 +386,11 @@ def bounds(
     """The cells of expert, read-out oracle and blind replay, and the horizon for everyone.
 
     Args:
-        spec: of the read-out. shift: from the training setting. horizon: default from the expert's episodes.
+        spec: of the read-out. shift: from the training setting. horizon: default as of `episode_steps`.
     """
     seeds, servo = evaluation_seeds(config.episodes), MetaWorldServo()
+    horizon = horizon or episode_steps(config.task, config.widen)
     with config.env(shift) as env:
-        horizon = horizon or horizon_for(env)
         head = {"grid": ParaHead.GRID, "sigma_px": ParaHead.SIGMA_PX} | config.para_options[1]
         trip = one_hot_round_trip(spec, head["grid"], head["sigma_px"], (config.size, config.size))
         oracle, replay = ReplanningOracle(env, round_trip=trip), Replay(demos[0])

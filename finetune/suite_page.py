@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
@@ -16,6 +16,7 @@ from finetune.suite import REFERENCES, Experiment, Grid
 from para_video.figures import display_name, markdown_table
 from para_video.rows import Row
 from para_video.runs import precision_in
+from para_video.sims.shifts import Shift
 from para_video.statistics import Estimate, difference, success_rate
 
 Outcomes = dict[tuple[str, int], list[float]]
@@ -155,11 +156,11 @@ def view_name(view: str) -> str:
 
 def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], experiments: Mapping[str, Experiment]) -> str:
     """Every line of what is to be shown, with what was measured beside, reached or not; so far, where tasks or training seeds of
-    the experiment are missing."""
+    the experiment are missing. A blind replay does the same whatever is seen."""
     lines = []
     for target in targets:
-        of = lambda policy="para", target=target, **key: outcomes(  # noqa: E731
-            rows[target.experiment], target.views, policy=policy, demos=target.demos, **{"arm": target.arm, **key}
+        of = lambda policy="para", target=target, views=target.views, **key: outcomes(  # noqa: E731
+            rows[target.experiment], views, policy=policy, demos=target.demos, **{"arm": target.arm, **key}
         )
         para = of()
         rate = estimate(para)
@@ -167,6 +168,8 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         if target.other_arm is not None:
             others = {target.other_arm: of(arm=target.other_arm)}
         beside = [f"{display_name(name)} {told(estimate(other))}{fewer(other, para)}" for name, other in others.items() if other]
+        unseeing = of("blind_replay", views=["none" if Shift.parse(view).workspace == "" else view for view in target.views])
+        beside += [f"{display_name('blind_replay')} {told(estimate(unseeing))}"] * bool(unseeing)
         ahead = [told_gap(gap(para, other)) for other in others.values() if other]
         reached = "not measured" if rate is None else verdict(rate.mean, target.share)
         if para and not para.keys() >= wanted(target, experiments[target.experiment]):
@@ -237,6 +240,23 @@ def above(found: Outcomes, others: Outcomes, most: Outcomes) -> str:
     return told_gap(gap(found, others)) + fewer(in_both(found, others), most)
 
 
+def mixed_note(rows: Sequence[Row]) -> str:
+    """Where policies or arms that are compared were calculated in several precisions, which alone moves a rate by some points;
+    empty where there are none."""
+    kinds: dict[tuple[int, str], dict[str, set[str]]] = {}
+    for row in rows:
+        if "versions" in row and row["policy"] not in REFERENCES:
+            name = ", ".join(filter(None, (row["arm"], display_name(row["policy"]))))
+            kinds.setdefault((row["demos"], row["task"].removesuffix("-v3")), {}).setdefault(name, set()).add(precision_in(row))
+    mixed: dict[tuple[int, str], list[str]] = {}
+    for (demos, task), by_name in sorted(kinds.items()):
+        if len(set().union(*by_name.values())) > 1 and len(by_name) > 1:
+            told = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(by_name.items()))
+            mixed.setdefault((demos, told), []).append(task)
+    places = [f"from {demos} ({', '.join(tasks)}): {told}" for (demos, told), tasks in mixed.items()]
+    return f"*Compared across precisions, which alone moves a rate by some points: {'; '.join(places)}.*" if places else ""
+
+
 def replayed_note(rows: Sequence[Row]) -> str:
     """Which tasks a blind replay solves too often to tell policies apart; empty where there are none."""
     told = [
@@ -250,7 +270,7 @@ def replayed_note(rows: Sequence[Row]) -> str:
     return f"*A blind replay solves more than a quarter of {'; '.join(told)}. Means include it all the same.*"
 
 
-def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> str:
+def tasks_table(rows: Sequence[Row]) -> str:
     """Every task: policies with successes out of episodes of all training seeds, in brackets those held, and what bounds them."""
     policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] not in REFERENCES))
     arms = any(row["arm"] for row in rows)
@@ -266,7 +286,7 @@ def tasks_table(rows: Sequence[Row], name: Callable[[str], str] = view_name) -> 
             won, held = ("".join(row[field] for row in here) for field in ("succeeded", "held"))
             cells.append(f"{won.count('1')}/{len(won)} ({held.count('1')})" if won else "")
         if any(cells[: len(policies)]):
-            lines.append([*([arm] if arms else []), str(demos), task.removesuffix("-v3"), name(view), *cells])
+            lines.append([*([arm] if arms else []), str(demos), task.removesuffix("-v3"), view_name(view), *cells])
     titles = [display_name(policy) for policy in [*policies, *REFERENCES]]
     return markdown_table([*(["arm"] if arms else []), "demonstrations", "task", "view", *titles], lines)
 

@@ -414,7 +414,7 @@ def error_curve(
 
 
 def labelled_points(
-    path: str | Path, points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str, title: str = "", log: bool = False,
+    path: str | Path, points: Mapping[str, tuple[float, float]], *, xlabel: str, ylabel: str, log: bool = False,
     spans: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:  # fmt: skip
     """One point a name; a PNG.
@@ -433,7 +433,7 @@ def labelled_points(
             look = {"color": PALETTE[i % len(PALETTE)], "marker": "os^Dv"[i % 5], "markersize": 8}
             axes.errorbar(x, y, reach, label=name, linestyle="", capsize=4, **look)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if wide else "linear")
-        _finish(path, figure, axes, title)
+        _finish(path, figure, axes, "")
 
 
 def value_grid(

@@ -81,14 +81,14 @@ def shoot(
     *,
     context: int = 1,
     horizon: int = 150,
-    stride: int = DEFAULT_SCHEDULE.frame_stride,
 ) -> Film:
-    """Film an episode of `rollout`.
+    """Film an episode of `rollout`, a frame as often as targets are.
 
     Args:
         env: that the policy acts in and sees. stage: the same with square frames of the film's size; it repeats what is done.
-        context, horizon: as of `rollout`. stride: control steps between frames.
+        context, horizon: as of `rollout`.
     """
+    stride = DEFAULT_SCHEDULE.frame_stride
     filmed, decisions = _Filmed(env, stage, stride), []
 
     def note(observation: Observation, actions: Actions) -> None:

@@ -27,20 +27,21 @@ class Estimate:
     high: float
 
 
-def wilson_interval(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; z = 1.959964 is 95 %.
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion.
 
     Raises:
         ValueError: n below 1, or successes outside [0, n].
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"wants 0 <= successes <= n and n >= 1, got {successes} of {n}")
+    z = Z_95
     centre = (successes + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(successes * (n - successes) / n + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
+def success_rate(tasks: Sequence[ArrayLike]) -> Estimate:
     """Success over tasks, all of which count alike.
 
     A task's interval is Wilson's of its episodes, and with several training seeds, which share them, at least as wide as
@@ -49,32 +50,32 @@ def success_rate(tasks: Sequence[ArrayLike], seed: int = 0) -> Estimate:
     "Construction of confidence limits about effect measures").
 
     Args:
-        tasks: outcomes (r, n) of each task, in [0, 1]. seed: of the bootstrap.
+        tasks: outcomes (r, n) of each task, in [0, 1].
     """
     if not tasks:
         raise ValueError(NO_TASKS)
-    found = [_task_rate(_table(task), seed) for task in tasks]
+    found = [_task_rate(_table(task)) for task in tasks]
     mean = sum(each.mean for each in found) / len(found)
     below = math.hypot(*(each.mean - each.low for each in found)) / len(found)
     above = math.hypot(*(each.high - each.mean for each in found)) / len(found)
     return Estimate(mean, max(0.0, mean - below), min(1.0, mean + above))
 
 
-def _task_rate(table: NDArray[np.float64], seed: int) -> Estimate:
+def _task_rate(table: NDArray[np.float64]) -> Estimate:
     episodes = table.mean(0)
     low, high = wilson_interval(float(episodes.sum()), len(episodes))
     if len(table) == 1:
         return Estimate(float(episodes.mean()), low, high)
-    drawn = bootstrap([table], seed)
+    drawn = bootstrap([table])
     return Estimate(drawn.mean, min(low, drawn.low), max(high, drawn.high))
 
 
-def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: int = 0) -> Estimate:
+def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> Estimate:
     """How far the success rate of one policy lies above another's, with `bootstrap`'s interval of the paired difference. It has no
     width where every pair of episodes went alike.
 
     Args:
-        tasks, others: outcomes (r, n) of each task, of the same training seeds and episodes. seed: of the bootstrap.
+        tasks, others: outcomes (r, n) of each task, of the same training seeds and episodes.
 
     Raises:
         ValueError: they are not of the same tasks, training seeds or episodes.
@@ -82,7 +83,7 @@ def difference(tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], seed: in
     shapes = [[_table(task).shape for task in side] for side in (tasks, others)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"outcomes {shapes[0]} cannot be paired with {shapes[1]}; compare what both were measured on")
-    return bootstrap([_table(task) - _table(other) for task, other in zip(tasks, others, strict=True)], seed)
+    return bootstrap([_table(task) - _table(other) for task, other in zip(tasks, others, strict=True)])
 
 
 def bootstrap(tasks: Sequence[ArrayLike], seed: int = 0, draws: int = DRAWS) -> Estimate:
