@@ -24,6 +24,7 @@ from para_video.rows import Row, Rows, check_page
 from para_video.runs import command_line
 
 ROOT = Path(__file__).parent.parent
+KEY = ("tap", "level", "denoising_steps")
 HEADING = """# Where features are read
 
 A frozen model, a PARA head on each tap and noise level, and its answers on demonstrations that it did not see. Below the top level
@@ -75,7 +76,7 @@ def main(config: Config) -> list[Row]:
     settings = {
         name: getattr(config, name) for name in ("backbone", "options", "task", "demos", "unseen", "steps", "copies", "seed")
     }
-    rows = Rows(config.results, settings, ("tap", "level", "denoising_steps"))
+    rows = Rows(config.results, settings, KEY)
     budget = CompareConfig(
         steps=config.steps, copies=config.copies, task=config.task, demos=config.demos, unseen=config.unseen, seed=config.seed,
         out=config.out,

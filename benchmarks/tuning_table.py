@@ -24,6 +24,7 @@ from para_video.sims.metaworld import episode_steps
 from para_video.training import make_accelerator
 
 ROOT = Path(__file__).parent.parent
+KEY = ("way", "policy", "learning_rate")
 WAYS = {
     "default": RobotConfig(),
     "claims": RobotConfig(task="coffee-pull-v3", demos=20, steps=1200, repaint=0.5, noise=0.3, state_noise=0.0, zoom=1.5),
@@ -74,7 +75,7 @@ class Config:
 def main(config: Config) -> list[Row]:
     """Train and measure what is missing, then write the table of all rows."""
     console, accelerator = Console(), make_accelerator()
-    rows = Rows(config.results, {"episodes": config.episodes, "seed": config.seed}, ("way", "policy", "learning_rate"))
+    rows = Rows(config.results, {"episodes": config.episodes, "seed": config.seed}, KEY)
     for way in config.ways:
         run = replace(WAYS[way], episodes=config.episodes, seed=config.seed)
         same_settings(config.out / way, run, free=("out", "resume", "policies", "episodes"), accelerator=accelerator)

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from para_video.rows import Rows
 from para_video.sims.experts import recipe
 
 ROOT = Path(__file__).parent.parent
@@ -373,3 +375,15 @@ def test_the_tables_of_runs_are_those_of_the_results(tmp_path):
         pages[name].write_text(path.read_text())
     script["main"](script["Config"](**pages))
     assert {name: path.read_text() for name, path in pages.items()} == {name: path.read_text() for name, path in kept.items()}
+
+
+@pytest.mark.parametrize("name", ["beyond", "circle_arms", "equivariance", "freeze_ablation", "ladder", "taps", "tuning_table"])
+def test_pages_are_what_their_scripts_write_of_the_rows(name: str, tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+    kept = script["Config"]().page
+    page, results = tmp_path / kept.name, tmp_path / "rows.json"
+    shutil.copy(script["Config"]().results, results)
+    shutil.copy(kept, page)
+    rows = Rows(results, json.loads(results.read_text())["settings"], script["KEY"])
+    script["write"](script["Config"](page=page, results=results), rows.find() if name == "taps" else rows)
+    assert page.read_text() == kept.read_text()
