@@ -37,7 +37,7 @@ POLICIES = {
     ),
     "claims": ("para", "regression-xyz-softmax", "act"),
 }  # fmt: skip
-RATES = {"para": (1e-3, 3e-3, 6e-3), "regression": (1e-3, 3e-3, 6e-3), "act": (1e-4, 3e-4, 1e-3, 3e-3, 6e-3)}
+RATES = {"para": (1e-3, 3e-3, 6e-3), "regression": (1e-3, 3e-3, 6e-3, 1.2e-2), "act": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 6e-3)}
 """By the first word of a policy's name."""
 HEADING = """# How the policies were tuned
 
