@@ -37,8 +37,7 @@ POLICIES = {
     ),
     "claims": ("para", "regression-xyz-softmax", "act"),
 }  # fmt: skip
-RATES = {"para": (1e-3, 3e-3, 6e-3), "regression": (1e-3, 3e-3, 6e-3, 1.2e-2), "act": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 6e-3)}
-"""By the first word of a policy's name."""
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 6e-3, 1.2e-2)
 HEADING = """# How the policies were tuned
 
 Every policy gets the same budget, the same demonstrations and learning rates to choose from. The episodes here are not those of any
@@ -52,14 +51,14 @@ class Config:
     """What is tried.
 
     Args:
-        ways: how policies are trained. policies: default those of the way. learning_rates: default those of the policy's kind.
+        ways: how policies are trained. policies: default those of the way. learning_rates: of each policy.
         episodes: of each view. seed: of weights and training batches.
         out: where trainings are kept. results: the JSON file. page: the page whose table is replaced.
     """
 
     ways: tuple[str, ...] = tuple(WAYS)
     policies: tuple[str, ...] = ()
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[float, ...] = RATES
     episodes: int = 50
     seed: int = 0
     out: Path = Path("runs/tuning")
@@ -83,7 +82,7 @@ def main(config: Config) -> list[Row]:
         demos = robot.demonstrations(run, console).demos
         horizon = episode_steps(run.task, run.widen)
         for name in config.policies or POLICIES[way]:
-            for rate in config.learning_rates or RATES[name.split("-")[0]]:
+            for rate in config.learning_rates:
                 tried = replace(run, learning_rate=rate, resume=True)
                 folder = config.out / way / f"{name}-{rate:g}"
                 policy, cost = robot.train(name, tried, demos, folder, accelerator, console)

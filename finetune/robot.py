@@ -95,8 +95,9 @@ BatchMaker = Callable[[int, int, int], Dataset]
 """(seed, rank, processes) to batches, as `fit` takes them."""
 
 OPTIMIZERS: dict[str, Literal["muon", "adamw"]] = {"para": "muon", "regression": "muon", "act": "adamw"}
-LEARNING_RATES = {"para": 1e-3, "act": 3e-4, "regression": 6e-3}
-"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
+LEARNING_RATES = {"para": 1e-3, "act": 3e-4, "regression": 1e-3}
+"""Optimizer and peak learning rate by the first word of a policy's name: the rates that did best in docs/tuning.md. Regression
+takes PARA's optimizer, ACT its authors' (Muon would triple its time)."""
 VIDEO_LEARNING_RATE = 1e-3
 CELLS_FILE = "cells.json"
 """In a policy's folder: what was measured of it."""

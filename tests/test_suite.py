@@ -423,6 +423,10 @@ def test_the_script_measures_draws_and_says_what_failed(claims, acted, tmp_path,
     assert (tmp_path / "other" / "claims.md").is_file()
 
 
+OLDER = {"act", "regression"}
+"""Policies some of whose rows are of another learning rate than today's, as the page says."""
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_it_goes_on_from_the_rows_that_are_shipped(claims, quick, tmp_path):
     shipped = claims["Config"](quick=quick)
@@ -433,8 +437,13 @@ def test_it_goes_on_from_the_rows_that_are_shipped(claims, quick, tmp_path):
     suite.share_rows(made, grids)
     missing_jobs(made, grids)  # none of the files is of other settings
     if not quick:
-        older = {name for name in grids if suite.outdated(made, grids[name], suite.stored(config.folder, name).find())}
-        assert older <= {"disturbed"}, "policies are trained in the way that their rows say"
+        older = {
+            (name, row["policy"])
+            for name in grids
+            if name != "disturbed"
+            for row in suite.outdated(made, grids[name], suite.stored(config.folder, name).find())
+        }
+        assert {policy for _, policy in older} <= OLDER, "policies are trained in the way that their rows say"
 
 
 def test_the_readme_begins_with_what_is_measured(claims):
