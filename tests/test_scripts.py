@@ -309,7 +309,8 @@ def test_heads_learn_on_a_frozen_loaded_model_which_all_policies_share(tmp_path,
         **LOADED, **tiny_options("dinov2"), policies="para,regression", train="heads", copies=1, out=tmp_path / "run"
     )
     summary = robot.main(config)
-    assert len(built) == 1 and len(list((tmp_path / "cache" / "features").iterdir())) == 1
+    caches = [path for path in (tmp_path / "cache" / "features").iterdir() if path.is_dir()]
+    assert len(built) == len(caches) == 1
     for name in ("para", "regression"):
         assert not [key for key in read_weights(tmp_path / "run" / name) if key.startswith("backbone.")]
         assert load_policy(tmp_path / "run" / name)[0].times == (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
