@@ -144,11 +144,11 @@ def strip(frames: Tensor, found: list[tuple[int, VideoFeatures]], columns: int) 
 def main(config: ExtractConfig) -> dict[str, Any]:
     """Extract, write, draw; returns what was said."""
     console = Console()
-    config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     options = backbone_options(config.backbone, config.options)
     backbone = ready(build_backbone(config.backbone, **options), options)
     backbone.spec.check_horizon(config.horizon)
+    config.out.mkdir(parents=True, exist_ok=True)
     if config.frames > (most := backbone.spec.contexts[1]):
         console.print(f"{config.backbone} takes {most} frames at once, not {config.frames}", style="yellow")
     frames = clip_frames(config, backbone.spec)

@@ -113,16 +113,13 @@ def write(config: Config, rows: Rows) -> None:
         table.append(
             [f"{run.task.removesuffix('-v3')}, {run.demos} demonstrations", row["policy"], f"{row['learning_rate']:g}", *told]
         )
-    ways = "; ".join(told_way(run) for run in WAYS.values())
-    made = f"`python benchmarks/tuning_table.py`: {ways}. Training seed {rows.settings['seed']}, tuning seeds from {TUNING_SEED}."
+    ways = (told_command("finetune/robot.py", run, always=("task", "demos", "steps")) for run in WAYS.values())
+    made = (
+        f"`python benchmarks/tuning_table.py`, as by {' and '.join(f'`{way}`' for way in ways)}. Training seed "
+        f"{rows.settings['seed']}, tuning seeds from {TUNING_SEED}."
+    )
     header = ["trained on", "policy", "learning rate", *views]
     write_table(config.page, "benchmarks/tuning_table.py", header, table, made, heading=HEADING)
-
-
-def told_way(run: RobotConfig) -> str:
-    """The options of finetune/robot.py."""
-    told = told_command("finetune/robot.py", run, always=("task", "demos", "steps"))
-    return f"`{told.partition('finetune/robot.py ')[2]}`"
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def targets_table(targets: Sequence[Target], rows: Mapping[str, Sequence[Row]], 
         if target.other_arm is not None:
             others = {target.other_arm: of(arm=target.other_arm)}
         beside = [f"{display_name(name)} {told(estimate(other))}{fewer(other, para)}" for name, other in others.items() if other]
-        unseeing = of("blind_replay", views=["none" if Shift.parse(view).workspace == "" else view for view in target.views])
+        unseeing = of("blind_replay", views=[view if Shift.parse(view).workspace else "none" for view in target.views])
         beside += [f"{display_name('blind_replay')} {told(estimate(unseeing))}"] * bool(unseeing)
         ahead = [told_gap(gap(para, other)) for other in others.values() if other]
         reached = "not measured" if rate is None else verdict(rate.mean, target.share)
